@@ -1,0 +1,49 @@
+"""The command line: compose, run the cell, print its rows. Imports nothing slow: TAB completion runs this file too."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from arch_bench.complaint import one_line
+from arch_bench.config import CONF, ConfigError, cell_of
+from arch_bench.sweep import SWEEP, line
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def run(cfg: DictConfig) -> None:
+    """One cell of a sweep, or the only one."""
+    from arch_bench.run import run_cell
+
+    try:
+        cell = cell_of(cfg)
+        SWEEP.announce(cell)
+        run_cell(cell, say=lambda row: print(line(row), flush=True))
+    except (ConfigError, OSError) as error:
+        SWEEP.mistakes.append(one_line(error))  # told here: a raised one would be told twice, and end a sweep
+        print(f"arch-bench: {SWEEP.mistakes[-1]}", file=sys.stderr)
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 a bug (with its traceback), 2 the user's mistake (one line), 130 interrupted."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting
+    try:
+        run()
+    except (HydraException, OmegaConfBaseException, OSError) as error:
+        _exit(one_line(error), 2)
+    except KeyboardInterrupt:
+        _exit("interrupted; finished rows are kept, the same command goes on from there", 130)
+    finally:
+        SWEEP.finish()
+    if SWEEP.mistakes:
+        sys.exit(2)
+
+
+def _exit(message: str, code: int) -> None:
+    print(f"arch-bench: {message}", file=sys.stderr)
+    sys.exit(code)

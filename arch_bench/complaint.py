@@ -1,0 +1,49 @@
+"""The user's mistake in one line: the key, the value, and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
+
+_INTERNAL = {"hydra", "backbone_name", "task_name"}
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong and what to do, from the exceptions that Hydra, OmegaConf and the file system raise."""
+    match error:
+        case MissingConfigException():
+            return _unknown_option(error)
+        case ConfigCompositionException() if isinstance(error.__cause__, OmegaConfBaseException):
+            return _unknown_key(error.__cause__)
+        case OmegaConfBaseException():
+            return _unknown_key(error)
+        case OSError():
+            return f"{error.filename or 'results_dir'}: {error.strerror or error}"
+    return " ".join(str(error).split())
+
+
+def _unknown_option(error: MissingConfigException) -> str:
+    """`backbone=mamb` and the like."""
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    known = [name for name in error.options or [] if not name.startswith("_")]
+    if not group:
+        return " ".join(str(error).split())
+    return f"{group}={option} does not exist; choose from: {', '.join(known)}{_guess(option, known)}"
+
+
+def _unknown_key(error: OmegaConfBaseException) -> str:
+    """`task.n_pais=3` and the like."""
+    key, parent = error.full_key or str(error.key or ""), error.parent_node
+    if parent is None or not key or "not in struct" not in str(error):
+        return " ".join(str(error).split("\n    ", 1)[0].split())
+    known = [str(name) for name in parent if not str(name).startswith("_") and str(name) not in _INTERNAL]
+    owner = f"{key.rpartition('.')[0]} has" if "." in key else "there are"
+    return f"{key} is not a key; {owner}: {', '.join(known)}{_guess(key.rpartition('.')[2], known)}"
+
+
+def _guess(typed: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(typed, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,182 @@
+"""The composed configuration as one typed, read-only record, and the way its `_target_`s become objects."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from arch_bench import usage
+
+_HERE = Path(__file__).resolve().parent
+CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())
+"""In a wheel the YAML lies inside the package, in a clone beside it."""
+usage.register(CONF)
+
+
+class ConfigError(ValueError):
+    """The user's mistake, in one line that names the key, the value and what is allowed."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Count = Annotated[int, Field(ge=1)]
+Lengths = Annotated[list[Count], Field(min_length=1)]
+Node = dict[str, Any]
+"""A `_target_` and its arguments."""
+
+
+class Optim(_Record):
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)]
+    schedule: Literal["cosine", "inverse_sqrt", "constant"]
+    warmup: Annotated[float, Field(ge=0, lt=1)]
+    clip_norm: Annotated[float, Field(ge=0)]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Trainer(_Record):
+    max_steps: Count
+    batch_size: Count
+    val_every: Count
+    n_val_batches: Count
+    n_test_batches: Count
+    stop_at: Annotated[float, Field(gt=0, le=1)] | None
+
+
+class Logger(_Record):
+    kind: Literal["wandb", "none"]
+    project: str | None
+    entity: str | None
+
+
+class Speed(_Record):
+    lengths: Lengths
+    tokens_per_step: Count
+    n_steps: Annotated[int, Field(ge=3)]
+    max_seconds: Annotated[float, Field(gt=0)]
+
+
+class Decode(_Record):
+    lengths: Lengths
+    batch_size: Count
+    n_tokens: Count
+
+
+class Cell(_Record):
+    """A backbone on a task at one training length and one seed: every number that its rows depend on."""
+
+    name: str
+    backbone_name: str
+    task_name: str
+    seq_len: Count
+    d_model: Count
+    n_layers: Count
+    seed: Annotated[int, Field(ge=0)]
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Literal["auto", "fp32", "bf16"]
+    kernel: str
+    step: Literal["auto", "eager", "compiled"]
+    phases: Annotated[list[Literal["quality", "speed", "decode"]], Field(min_length=1)]
+    eval_scales: Lengths
+    results_dir: Annotated[str, Field(min_length=1)]
+    isolate: bool
+    rerun: bool
+    time_limit_s: Annotated[float, Field(gt=0)]
+    backbone: Node
+    task: Node
+    optim: Optim
+    trainer: Trainer
+    logger: Logger
+    speed: Speed
+    decode: Decode
+
+
+def cell_of(cfg: DictConfig) -> Cell:
+    """Resolve and check a composed config. Raises ConfigError for the first value that is not allowed."""
+    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    try:
+        return Cell.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_first_complaint(error)) from None
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """Compose a config outside the command line, exactly as the command line does (tests, notebooks)."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("config", overrides=overrides, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def build(cell: Cell, group: Literal["backbone", "task"], **kwargs: Any) -> Any:
+    """The object that a group's `_target_` names, with `kwargs` for what only the harness knows.
+
+    Raises ConfigError when an argument has a wrong type, or the constructor refuses it with ValueError.
+    """
+    node = getattr(cell, group)
+    for path, target in _targets(node, group):
+        _check_types(path, target)
+    try:
+        built = _instantiate(node, **kwargs)
+        if group == "task":
+            built.provenance()  # reads the data, if there is any to read: a missing corpus shows here
+    except ValueError as error:
+        raise ConfigError(f"{group}={getattr(cell, f'{group}_name')}: {error}") from None
+    return built
+
+
+def _instantiate(node: Node, **kwargs: Any) -> Any:
+    """Hydra's instantiate, raising what the constructor raised."""
+    allow = getattr(hydra.utils, "execution_whitelist", None)  # hydra >= 1.4 wants the targets named
+    with allow("arch_bench.*", "tasks.*") if allow else nullcontext():
+        try:
+            return hydra.utils.instantiate(node, **kwargs, _convert_="all")
+        except InstantiationException as error:
+            raise error.__cause__ or error from None
+
+
+def _targets(node: Node, path: str) -> Iterator[tuple[str, Node]]:
+    if "_target_" in node:
+        yield path, node
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _targets(value, f"{path}.{key}")
+
+
+def _check_types(path: str, node: Node) -> None:
+    """Check a node's plain values against the annotations of the constructor it names."""
+    try:
+        target = hydra.utils.get_class(node["_target_"])
+    except (ImportError, ValueError, InstantiationException) as error:
+        raise ConfigError(f"{path}._target_={node['_target_']}: {str(error).splitlines()[0]}") from None
+    parameters = inspect.signature(target, eval_str=True).parameters
+    for key, value in node.items():
+        if key.startswith("_") or isinstance(value, dict):
+            continue
+        if key not in parameters:
+            raise ConfigError(f"{path}.{key}={value}: {node['_target_']} takes no {key}")
+        try:
+            TypeAdapter(parameters[key].annotation).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ConfigError(_first_complaint(error, f"{path}.{key}")) from None
+
+
+def _first_complaint(error: ValidationError, path: str = "") -> str:
+    """`key=value: what is allowed`, from pydantic's first finding."""
+    found: Mapping[str, Any] = error.errors(include_url=False)[0]
+    key = ".".join([path] * bool(path) + [str(part) for part in found["loc"] if str(part) != path])
+    message = found["msg"][0].lower() + found["msg"][1:]
+    return f"{key}={found['input']}: {message}"

@@ -1,0 +1,39 @@
+"""What may go wrong in a measurement without being a bug, turned into a status."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import torch
+
+from arch_bench.ops.kernel import Unsupported
+from arch_bench.results import Outcome, Status
+
+
+class Diverged(Exception):
+    """The loss stopped being a finite number."""
+
+
+def guarded(measure: Callable[[], list[Outcome]], lengths: list[int], kernel: str = "") -> list[Outcome]:
+    """The outcomes of `measure`, or one outcome per length that says why there are none. Bugs pass through."""
+    try:
+        return measure()
+    except torch.OutOfMemoryError as error:
+        status, reason = _status("oom", error)
+    except Unsupported as error:
+        status, reason = _status("unsupported", error)
+    except Diverged as error:
+        status, reason = _status("diverged", error)
+    _free()  # only here has the traceback let go of the tensors
+    return [Outcome(seq_len=n, kernel=kernel, status=status, reason=reason) for n in lengths]
+
+
+def _status(status: Status, error: Exception) -> tuple[Status, str]:
+    return status, str(error).splitlines()[0]
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

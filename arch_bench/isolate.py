@@ -1,0 +1,95 @@
+"""A function in a fresh process: its crash, its time limit and its memory debris stay its own.
+
+The processes come from a forkserver that has torch and Lightning imported, so that a fresh one costs a fraction of a
+second. The server itself never touches a device.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_PRELOAD = ["torch", "lightning.pytorch", "arch_bench.run", "arch_bench.quality", "arch_bench.speed"]
+
+
+class Crashed(Exception):
+    """The process died without an answer; the message says how."""
+
+
+class TimedOut(Exception):
+    """The process was ended at its time limit."""
+
+
+def call(function: Callable[..., T], *args: Any, time_limit_s: float) -> T:
+    """Run `function(*args)` in a fresh process and return its result.
+
+    Raises TimedOut, Crashed, or the function's own exception (its traceback is in the notes).
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, function, args))
+    process.start()
+    theirs.close()
+    try:
+        return _receive(ours, process, time_limit_s)
+    finally:
+        _end(process)
+        ours.close()
+
+
+def _receive(connection: Connection, process: Any, time_limit_s: float) -> Any:
+    if not connection.poll(time_limit_s):
+        raise TimedOut(f"stopped after {time_limit_s:g} s (time_limit_s)")
+    try:
+        succeeded, value = connection.recv()
+    except EOFError:
+        process.join()
+        raise Crashed(_how(process.exitcode)) from None
+    if not succeeded:
+        raise value
+    return value
+
+
+def _how(exitcode: int) -> str:
+    if exitcode >= 0:
+        return f"the process ended by itself with exit code {exitcode}"
+    name = signal.Signals(-exitcode).name
+    hint = " (often: out of memory)" if name == "SIGKILL" else ""
+    return f"the process was ended by {name}{hint}"
+
+
+def _end(process: Any) -> None:
+    process.join(timeout=5 if process.exitcode is None and not process.is_alive() else 0.5)
+    for end in (process.terminate, process.kill):
+        if process.is_alive():
+            end()
+            process.join(timeout=5)
+
+
+def _serve(connection: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_exit_with_parent, args=(os.getppid(), connection), daemon=True).start()
+    try:
+        answer = (True, function(*args))
+    except Exception as error:
+        error.add_note("".join(traceback.format_exception(error)))
+        answer = (False, error)
+    connection.send(answer)
+
+
+def _exit_with_parent(server: int, connection: Connection) -> None:
+    """A parent that was killed closes its end of the pipe: end too, rather than measure for nobody."""
+    del server
+    try:
+        connection.recv()
+    except (EOFError, OSError):
+        os._exit(1)

@@ -1,0 +1,161 @@
+"""How time and memory are measured.
+
+Time: warm up until the last five steps agree within 5 % (5 to 60 steps), then at least 3 and by default 20 steps. On
+CUDA a step is bracketed by events and the stream is synchronised once, at the end; elsewhere by a wall clock. Figures
+are medians with the 10th and 90th percentile. Memory: a separate pass; on CUDA the allocator's peak, on the CPU the
+growth of the process's peak resident memory over what it was before the model (fresh process only).
+"""
+
+from __future__ import annotations
+
+import gc
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from arch_bench.config import ConfigError
+
+Clock = Callable[[], float]
+"""Seconds, from any origin."""
+Mark = torch.cuda.Event | float
+"""A point on a device's stream, or of a clock."""
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU. Raises ConfigError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[name]:
+        present = ", ".join(kind for kind, is_there in there.items() if is_there)
+        raise ConfigError(f"device={name}: not on this machine; choose from: auto, {present}")
+    return torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """What a row calls the hardware."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {device.type}, {torch.get_num_threads()} threads"
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """`auto` is bf16 autocast over fp32 parameters on CUDA, fp32 elsewhere."""
+    if name == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    return name
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The context in which a forward pass runs at that precision."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Repeated times of one thing, in milliseconds."""
+
+    times_ms: Sequence[float]
+
+    def summary(self, name: str) -> dict[str, float]:
+        """`{name}_ms` (median), `{name}_ms_p10` and `{name}_ms_p90`."""
+        p10, p90 = percentile(self.times_ms, 10), percentile(self.times_ms, 90)
+        return {
+            f"{name}_ms": statistics.median(self.times_ms),
+            f"{name}_ms_p10": p10,
+            f"{name}_ms_p90": p90,
+        }
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """By linear interpolation between order statistics."""
+    ordered = sorted(values)
+    rank = (len(ordered) - 1) * percent / 100
+    low = int(rank)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
+
+
+def is_steady(times: Sequence[float]) -> bool:
+    """Whether the last five times agree within 5 % of their median."""
+    last = times[-5:]
+    return len(last) == 5 and max(last) - min(last) <= 0.05 * statistics.median(last)
+
+
+class Stopwatch:
+    """Marks points in time on a device's stream without waiting for it."""
+
+    def __init__(self, device: torch.device, clock: Clock = time.perf_counter) -> None:
+        self._device = device
+        self._clock = clock
+
+    def mark(self) -> Mark:
+        """A point in time: an event on CUDA, else the clock's reading (the CPU has finished when a call returns)."""
+        if self._device.type != "cuda":
+            return self._clock()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def synchronise(self) -> None:
+        """Wait until the device has done all it was given."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    @staticmethod
+    def between_ms(start: Mark, end: Mark) -> float:
+        """Milliseconds between two marks; on CUDA only after `synchronise`."""
+        if isinstance(start, torch.cuda.Event):
+            assert isinstance(end, torch.cuda.Event)
+            return start.elapsed_time(end)
+        assert isinstance(end, float)
+        return (end - start) * 1e3
+
+
+def warm_up(step: Callable[[], object], watch: Stopwatch, max_seconds: float, clock: Clock = time.perf_counter) -> int:
+    """Run until steady, at most 60 steps or `max_seconds` (never fewer than 3 steps). Returns the steps run."""
+    times: list[float] = []
+    started = clock()
+    while len(times) < 60 and not is_steady(times):
+        before = clock()
+        step()
+        watch.synchronise()
+        times.append(clock() - before)
+        if len(times) >= 3 and clock() - started > max_seconds:
+            break
+    return len(times)
+
+
+class PeakMemory:
+    """Peak bytes since construction: allocated on CUDA, resident growth of this (fresh) process on the CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._baseline = _peak_resident_bytes()
+
+    def restart(self) -> None:
+        """Forget earlier peaks where the device can (CUDA)."""
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def read(self) -> int:
+        """Bytes."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            return torch.cuda.max_memory_allocated(self._device)
+        return _peak_resident_bytes() - self._baseline
+
+
+def _peak_resident_bytes() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024  # kibibytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

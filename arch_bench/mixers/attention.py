@@ -1,0 +1,116 @@
+"""Multi-head softmax attention: over the whole past, or over a sliding window.
+
+Legend: B batch, H heads, T positions, K head width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from arch_bench.mixers.base import Mixer, State
+from arch_bench.ops import attention
+from arch_bench.ops.kernel import choose_kernel
+from arch_bench.positions import Positions, alibi_slopes, rotate
+
+
+class Attention(Mixer):
+    """softmax(q k^T / sqrt(K)) v over all earlier positions, H heads (Vaswani et al. 2017, section 3.2.2).
+
+    State: every key and value, 2 T d_model numbers. Training costs O(T^2 d_model), a decoded token O(T d_model).
+
+    Raises ValueError if `n_heads` does not divide `d_model`, or leaves rotary an odd head width.
+    """
+
+    takes_relative_positions = True
+
+    def __init__(self, *, d_model: int, n_heads: int, positions: Positions, kernel: str) -> None:
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"n_heads={n_heads} must divide d_model={d_model}")
+        if positions == "rotary" and d_model // n_heads % 2:
+            raise ValueError(f"positions=rotary needs an even head width, got {d_model // n_heads} (d_model / n_heads)")
+        self.n_heads = n_heads
+        self.is_rotary = positions == "rotary"
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.register_buffer("slopes", alibi_slopes(n_heads) if positions == "alibi" else None, persistent=False)
+        self.slopes: Tensor | None
+        self.kernel = self._choose(kernel)
+
+    def _choose(self, kernel: str) -> str:
+        return choose_kernel(kernel, dict.fromkeys(attention.KERNELS))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention.KERNELS[self.kernel](q, k, v, self.slopes)
+
+    def _cache_len(self, max_len: int) -> int:
+        return max_len
+
+    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, d_model) -> q, k, v of shape (B, H, T, K), rotated where that is the kind of position."""
+        B, T, _ = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        if self.is_rotary:
+            q, k = rotate(q, positions), rotate(k, positions)
+        return q, k, v
+
+    def _merge(self, y: Tensor) -> Tensor:
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._merge(self._attend(*self._project(x, torch.arange(x.shape[1], device=x.device))))
+
+    def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
+        """(keys, values, position): a ring of the positions that can still be seen, in the activations' dtype."""
+        d_model, device = self.out.in_features, self.out.weight.device
+        shape = (batch_size, self.n_heads, self._cache_len(max_len), d_model // self.n_heads)
+        keys = torch.zeros(shape, device=device, dtype=self.cache_dtype())
+        return keys, torch.zeros_like(keys), torch.tensor(position, device=device)
+
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        keys, values, position = state
+        T, size = x.shape[1], keys.shape[2]
+        q, k, v = self._project(x, torch.arange(T, device=x.device))
+        slots = torch.arange(max(0, T - size), T, device=x.device) % size
+        keys.index_copy_(2, slots, k[:, :, -size:].to(keys.dtype))
+        values.index_copy_(2, slots, v[:, :, -size:].to(values.dtype))
+        return self._merge(self._attend(q, k, v)), (keys, values, position + T)
+
+    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+        keys, values, position = state
+        size = keys.shape[2]
+        q, k, v = self._project(x_t[:, None], position[None])
+        slot = (position % size)[None]
+        keys.index_copy_(2, slot, k.to(keys.dtype))
+        values.index_copy_(2, slot, v.to(values.dtype))
+        distance = (position - torch.arange(size, device=x_t.device)) % size  # age of what each slot of the ring holds
+        bias = attention.attention_bias(distance[None], position + 1, self.slopes)
+        bias = bias if self.slopes is None else bias.to(keys.dtype)
+        y = F.scaled_dot_product_attention(q.to(keys.dtype), keys, values, attn_mask=bias)
+        return self._merge(y.to(x_t.dtype))[:, 0], (keys, values, position + 1)
+
+
+class LocalAttention(Attention):
+    """Attention over the last `window` positions, its own included (Beltagy et al. 2020, section 3.1).
+
+    State: the keys and values of one window, 2 min(T, window) d_model numbers. Training costs O(T window d_model),
+    a decoded token O(window d_model). n_layers blocks see n_layers * (window - 1) positions back.
+    """
+
+    def __init__(self, *, d_model: int, n_heads: int, window: int, positions: Positions, kernel: str) -> None:
+        if window < 1:
+            raise ValueError(f"window={window} must be at least 1")
+        self.window = window
+        super().__init__(d_model=d_model, n_heads=n_heads, positions=positions, kernel=kernel)
+
+    def _choose(self, kernel: str) -> str:
+        needs_cuda = None if self.out.weight.is_cuda else "flex attention trains on CUDA only; use kernel=blocks"
+        return choose_kernel(kernel, {"flex": needs_cuda, "blocks": None, "reference": None})
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention.LOCAL_KERNELS[self.kernel](q, k, v, self.window, self.slopes)
+
+    def _cache_len(self, max_len: int) -> int:
+        return min(self.window, max_len)

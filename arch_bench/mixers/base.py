@@ -1,0 +1,71 @@
+"""The contract of a sequence mixer: one parallel form, one stepwise form, one honest state."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+State = tuple[Any, ...]
+"""What `step` carries from token to token: a tuple of tensors, or of such tuples."""
+
+
+class Mixer(nn.Module, ABC):
+    """Moves information between positions: (batch, seq_len, d_model) -> the same shape, causally.
+
+    Constructors are keyword-only. The device is the default device at construction (`with torch.device(...)`), so
+    that a kernel is decided there, once.
+    """
+
+    kernel: str
+    """The implementation that runs, decided at construction; a row records it."""
+    takes_relative_positions: ClassVar[bool] = False
+    """Whether the mixer itself can apply rotary or ALiBi positions, as attention can."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """All positions at once, the way it is trained. x: (batch, seq_len, d_model)."""
+
+    @abstractmethod
+    def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
+        """An empty state for up to `max_len` tokens, on the module's device.
+
+        `position` > 0 gives a state of the size and cost it has after that many tokens, for timing a decode at a
+        context length without running the prompt first.
+        """
+
+    @abstractmethod
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """`forward` over a prompt from an empty state, which it also fills. x: (batch, seq_len, d_model)."""
+
+    @abstractmethod
+    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+        """One token. x_t: (batch, d_model) -> (batch, d_model). May update the given state's tensors in place."""
+
+    def state_bytes(self, max_len: int) -> int:
+        """Bytes that one sequence carries, counted from the tensors themselves."""
+        return count_bytes(self.init_state(1, max_len))
+
+    def cache_dtype(self) -> torch.dtype:
+        """The dtype activations have when they are cached: autocast's where it is on, else the parameters'."""
+        weight = next(self.parameters())
+        if torch.is_autocast_enabled(weight.device.type):
+            return torch.get_autocast_dtype(weight.device.type)
+        return weight.dtype
+
+
+def tensors(state: State) -> Iterator[Tensor]:
+    """Every tensor of a nested state."""
+    for item in state:
+        if isinstance(item, Tensor):
+            yield item
+        else:
+            yield from tensors(item)
+
+
+def count_bytes(state: State) -> int:
+    """Bytes of all tensors in a state."""
+    return sum(t.numel() * t.element_size() for t in tensors(state))

@@ -1,0 +1,87 @@
+"""Recurrent networks: a hidden state that is rewritten at every token.
+
+Legend: B batch, T positions, H hidden width (= d_model).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from arch_bench.mixers.base import Mixer, State
+from arch_bench.ops.kernel import choose_kernel
+
+
+class LSTM(Mixer):
+    """Long short-term memory (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000).
+
+    i, f, o = sigmoid(W x_t + U h + b); g = tanh(W x_t + U h + b); c = f c + i g; h = o tanh(c).
+
+    State: h and c, 2 d_model numbers, whatever the length. Training costs O(T d_model^2), one position after the
+    other; a decoded token O(d_model^2). `forget_bias` >= 1 keeps the gradient alive over distance (Jozefowicz et al.
+    2015); the recurrent weights start orthogonal, gate by gate.
+    """
+
+    def __init__(self, *, d_model: int, forget_bias: float, kernel: str) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(d_model, d_model, batch_first=True)
+        self._initialise(forget_bias)
+        on_cuda = self._weights()[0].is_cuda
+        obstacles = {
+            "cudnn": None if on_cuda else "cuDNN needs a CUDA device; use kernel=aten",
+            "aten": "on CUDA the same call runs cuDNN; use kernel=cudnn" if on_cuda else None,
+            "reference": None,
+        }
+        self.kernel = choose_kernel(kernel, obstacles)
+
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """W (4 H, H), U (4 H, H) and their biases (4 H,), the gates in the order i, f, g, o."""
+        w_ih, w_hh, b_ih, b_hh = self.lstm.all_weights[0]
+        return w_ih, w_hh, b_ih, b_hh
+
+    @torch.no_grad()
+    def _initialise(self, forget_bias: float) -> None:
+        _, w_hh, b_ih, b_hh = self._weights()
+        for gate in w_hh.chunk(4):
+            nn.init.orthogonal_(gate)
+        nn.init.zeros_(b_ih)
+        nn.init.zeros_(b_hh)
+        b_ih.chunk(4)[1].fill_(forget_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.prefill(x, self.init_state(x.shape[0], x.shape[1]))[0]
+
+    def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
+        """(h, c), each (B, H)."""
+        weight = self._weights()[0]
+        zeros = torch.zeros(2, batch_size, self.lstm.hidden_size, device=weight.device, dtype=weight.dtype)
+        return zeros[0], zeros[1]
+
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if self.kernel == "reference":
+            return self._prefill_reference(x, state)
+        h, c = state
+        y, (h, c) = self.lstm(x, (h[None].to(x.dtype), c[None].to(x.dtype)))
+        return y, (h[0], c[0])
+
+    def _prefill_reference(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        ys = []
+        for x_t in x.unbind(1):
+            y_t, state = self._step_reference(x_t, state)
+            ys.append(y_t)
+        return torch.stack(ys, dim=1), state
+
+    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+        if self.kernel == "reference":
+            return self._step_reference(x_t, state)
+        h, c = torch.lstm_cell(x_t, state, *self._weights())
+        return h, (h, c)
+
+    def _step_reference(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+        h, c = state
+        w_ih, w_hh, b_ih, b_hh = self._weights()
+        gates = x_t @ w_ih.T + b_ih + h @ w_hh.T + b_hh
+        i, f, g, o = gates.chunk(4, dim=-1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        return h, (h, c)

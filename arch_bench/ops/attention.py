@@ -1,0 +1,119 @@
+"""Causal softmax attention, full and within a window.
+
+Legend: B batch, H heads, T positions, D head width, W window, N blocks. q, k, v and the result are (B, H, T, D);
+`slopes` are the (H,) factors of ALiBi (Press et al. 2022), which lower a score by slope * distance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+AttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+LocalAttentionFn = Callable[[Tensor, Tensor, Tensor, int, Tensor | None], Tensor]
+
+
+def attention_bias(distance: Tensor, reach: int | Tensor, slopes: Tensor | None) -> Tensor:
+    """What is added to the scores, from query position minus key position.
+
+    distance: (..., queries, keys); visible are 0 <= distance < reach. Returns a boolean mask of that shape, or with
+    slopes a float bias of shape (H, ..., queries, keys).
+    """
+    visible = (distance >= 0) & (distance < reach)
+    if slopes is None:
+        return visible
+    bias = -slopes.view(-1, *[1] * distance.dim()) * distance
+    return bias.masked_fill(~visible, float("-inf"))
+
+
+def _distances(n: int, device: torch.device) -> Tensor:
+    positions = torch.arange(n, device=device)
+    return positions[:, None] - positions[None, :]
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None) -> Tensor:
+    """Vaswani et al. 2017, equation 1, written out."""
+    return local_reference(q, k, v, q.shape[-2], slopes)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None) -> Tensor:
+    """PyTorch's fused attention: O(T) memory without slopes, O(H T^2) with them (they need an explicit bias)."""
+    if slopes is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    bias = attention_bias(_distances(q.shape[-2], q.device), q.shape[-2], slopes)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+
+
+def local_reference(q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | None = None) -> Tensor:
+    """Softmax over the last `window` positions, with the full T x T matrix of scores."""
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    bias = attention_bias(_distances(q.shape[-2], q.device), window, slopes)
+    scores = scores.masked_fill(~bias, float("-inf")) if slopes is None else scores + bias
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
+
+
+def local_blocks(q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | None = None) -> Tensor:
+    """The same in O(T W): blocks of W queries meet the W keys before them and their own W; runs and trains anywhere."""
+    B, H, T, D = q.shape
+    W = min(window, T)
+    N = -(-T // W)
+    tail = N * W - T
+    q = F.pad(q, (0, 0, 0, tail)).view(B, H * N, W, D)
+    k, v = (_with_previous_block(F.pad(x, (0, 0, W, tail)), N, W) for x in (k, v))
+    offsets = torch.arange(W, device=q.device)[:, None] + W - torch.arange(2 * W, device=q.device)[None, :]
+    distance = offsets.repeat(N, 1, 1)  # (N, W, 2W)
+    distance[0, :, :W] = -1  # nothing precedes the first block
+    bias = attention_bias(distance, W, slopes)
+    bias = bias.repeat(H, 1, 1) if slopes is None else bias.flatten(0, 1).to(q.dtype)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return y.view(B, H, N * W, D)[:, :, :T]
+
+
+def _with_previous_block(x: Tensor, n_blocks: int, window: int) -> Tensor:
+    """(B, H, (N + 1) W, D), one block of padding in front -> (B, H N, 2 W, D)."""
+    B, H, _, D = x.shape
+    blocks = x.view(B, H, n_blocks + 1, window, D)
+    return torch.cat((blocks[:, :, :-1], blocks[:, :, 1:]), dim=3).flatten(1, 2)
+
+
+def local_flex(q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | None = None) -> Tensor:
+    """The same by PyTorch's block-sparse flex attention (CUDA: its backward does not exist on a CPU)."""
+
+    def lower_far_scores(score: Tensor, _b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        assert slopes is not None
+        return score - slopes[h] * (i - j)
+
+    mask = _flex_mask(window, q.shape[-2], q.device)
+    return _compiled_flex()(q, k, v, score_mod=None if slopes is None else lower_far_scores, block_mask=mask)
+
+
+@cache
+def _flex_mask(window: int, n: int, device: torch.device) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    reach = torch.tensor(window, device=device)  # captured as a tensor: one compiled kernel serves every window
+
+    def visible(_b: Tensor, _h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (i >= j) & (i - j < reach)
+
+    return create_block_mask(visible, None, None, n, n, device=device)
+
+
+@cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+KERNELS: dict[str, AttentionFn] = {"sdpa": sdpa, "reference": reference}
+LOCAL_KERNELS: dict[str, LocalAttentionFn] = {
+    "flex": local_flex,
+    "blocks": local_blocks,
+    "reference": local_reference,
+}

@@ -1,0 +1,79 @@
+"""How a backbone knows where a token stands: added to the embedding, or applied inside attention."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from arch_bench.ops.kernel import Unsupported
+
+Positions = Literal["none", "learned", "sinusoidal", "rotary", "alibi"]
+RELATIVE = frozenset({"rotary", "alibi"})
+"""Kinds that a mixer applies itself."""
+
+
+class LearnedPositions(nn.Module):
+    """One trained vector per position up to `max_len`; beyond its table it is undefined."""
+
+    def __init__(self, max_len: int, d_model: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(max_len, d_model) * 0.02)
+        self.table._no_weight_decay = True  # type: ignore[attr-defined]
+
+    def check(self, max_len: int) -> None:
+        """Raises Unsupported when the sequence is longer than the table."""
+        if max_len > len(self.table):
+            raise Unsupported(f"positions=learned: trained for {len(self.table)} positions, asked for {max_len}")
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return self.table[positions]
+
+
+class SinusoidalPositions(nn.Module):
+    """Vaswani et al. 2017, section 3.5: sines and cosines in geometric progression, defined at every length."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        if d_model % 2:
+            raise ValueError(f"positions=sinusoidal needs an even d_model, got d_model={d_model}")
+        self.d_model = d_model
+
+    def check(self, max_len: int) -> None:
+        """Every length is defined."""
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return torch.cat(_waves(positions, self.d_model), dim=-1)
+
+
+def absolute_positions(kind: Positions, max_len: int, d_model: int) -> LearnedPositions | SinusoidalPositions | None:
+    """The module added to the embedding, or None for kinds that are not. Maps (n,) positions to (n, d_model)."""
+    match kind:
+        case "learned":
+            return LearnedPositions(max_len, d_model)
+        case "sinusoidal":
+            return SinusoidalPositions(d_model)
+    return None
+
+
+def rotate(x: Tensor, positions: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021, equation 34), all dimensions rotated, halves paired.
+
+    x: (batch, n_heads, seq_len, d_head); positions: (seq_len,). Angles in fp32: bf16 cannot tell 1,000 from 1,001.
+    """
+    sin, cos = _waves(positions, x.shape[-1])
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def _waves(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """(sin, cos) of shape (n, width / 2)."""
+    exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
+    angles = positions.float()[:, None] * 10_000.0**-exponents
+    return angles.sin(), angles.cos()
+
+
+def alibi_slopes(n_heads: int) -> Tensor:
+    """The geometric slopes of ALiBi (Press et al. 2022, section 3), 2^(-8h/H) for head h = 1 ... H."""
+    return 2.0 ** (-8.0 / n_heads * torch.arange(1, n_heads + 1))

@@ -1,0 +1,40 @@
+"""What produced a row: the commit and the versions. Needs no import of what it names."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_PACKAGES = ("arch-bench", "torch", "triton", "lightning", "hydra-core", "datasets", "mamba-ssm", "causal-conv1d")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Package -> version, for those installed that can change a figure."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def commit() -> tuple[str, bool]:
+    """(commit, whether tracked files differ from it) of the checkout this code runs from; ("", False) outside one."""
+    head = _git("rev-parse", "HEAD")
+    return head, bool(head) and bool(_git("status", "--porcelain", "--untracked-files=no"))
+
+
+def _git(*args: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

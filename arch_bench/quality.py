@@ -1,0 +1,164 @@
+"""Phase `quality`: train with Lightning, then read the test split once at each length."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+import warnings
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from tqdm import tqdm
+
+from arch_bench.config import Cell, build
+from arch_bench.guard import Diverged, guarded
+from arch_bench.lit import LOG_EVERY, LitSequence, TaskData
+from arch_bench.measure import pick_device, pick_precision
+from arch_bench.ops.kernel import Unsupported
+from arch_bench.results import Metrics, Outcome
+from tasks.base import Task
+
+SOLVED = 0.99
+"""Token accuracy at which a synthetic task counts as solved."""
+
+
+def measure(cell: Cell, lengths: list[int], logger: Logger | None) -> list[Outcome]:
+    """Train at `seq_len`, steered by validation, and test at each of `lengths`.
+
+    Raises Diverged when the loss stops being finite, Unsupported when the backbone cannot be built here.
+    """
+    device = pick_device(cell.device)
+    task: Task = build(cell, "task")
+    torch.manual_seed(cell.seed)
+    with device:
+        backbone = build(cell, "backbone", vocab_size=task.vocab_size)
+    lit = LitSequence(
+        backbone,
+        cell.optim,
+        max_steps=cell.trainer.max_steps,
+        bytes_per_token=task.bytes_per_token,
+        compiled=cell.step == "compiled",
+    )
+    data = _data(cell, task, device)
+    watch = Watch(cell.trainer.stop_at)
+    trainer = _trainer(cell, device, watch, logger)
+    if logger is not None:
+        logger.log_hyperparams({"n_params": backbone.n_params(), "kernel": backbone.kernel})
+    started = time.perf_counter()
+    trainer.fit(lit, datamodule=data)
+    trained = _training_metrics(trainer, watch, task, time.perf_counter() - started)
+    trained["n_params"] = backbone.n_params()
+
+    def test(seq_len: int) -> list[Outcome]:
+        metrics = _test(trainer, lit, data, seq_len, cell.trainer.n_test_batches)
+        return [Outcome(seq_len=seq_len, kernel=backbone.kernel, metrics=metrics | trained, data=task.provenance())]
+
+    return [outcome for n in lengths for outcome in guarded(lambda n=n: test(n), [n], backbone.kernel)]  # type: ignore[misc]
+
+
+def _data(cell: Cell, task: Task, device: torch.device) -> TaskData:
+    fixed = cell.trainer
+    return TaskData(
+        task,
+        seed=cell.seed,
+        batch_size=fixed.batch_size,
+        n_train=fixed.max_steps,
+        n_val=fixed.n_val_batches,
+        device=device,
+    )
+
+
+def _trainer(cell: Cell, device: torch.device, watch: Watch, logger: Logger | None) -> L.Trainer:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 on torch 2.13
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are made on the device, in one call
+    warnings.filterwarnings("ignore", ".*GPU available but not used.*")  # device=cpu is the user's choice
+    return L.Trainer(
+        accelerator="gpu" if device.type == "cuda" else device.type,
+        devices=1,
+        precision="bf16-mixed" if pick_precision(cell.precision, device) == "bf16" else "32-true",
+        max_steps=cell.trainer.max_steps,
+        max_epochs=1,
+        val_check_interval=min(cell.trainer.val_every, cell.trainer.max_steps),
+        gradient_clip_val=cell.optim.clip_norm or None,
+        log_every_n_steps=LOG_EVERY,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        callbacks=[watch, Bar()],
+        logger=logger or False,
+    )
+
+
+def _training_metrics(trainer: L.Trainer, watch: Watch, task: Task, train_s: float) -> Metrics:
+    return {
+        "steps": trainer.global_step,
+        "steps_to_99": watch.steps_to_solve,
+        "val_token_accuracy": watch.token_accuracy,
+        "train_s": train_s,
+        **{f"baseline_{name}": score for name, score in task.baselines().items()},
+    }
+
+
+def _test(trainer: L.Trainer, lit: LitSequence, data: TaskData, seq_len: int, n_batches: int) -> dict[str, Any]:
+    try:
+        loader = data.test_loader(seq_len, n_batches)
+    except ValueError as error:
+        raise Unsupported(str(error)) from error
+    (found,) = trainer.test(lit, dataloaders=loader, verbose=False)
+    return {name.removeprefix("test/"): value for name, value in found.items()}
+
+
+class Watch(Callback):
+    """Notices when training has solved the task, and when it has diverged."""
+
+    def __init__(self, stop_at: float | None) -> None:
+        self.steps_to_solve: int | None = None
+        self.token_accuracy: float | None = None
+        self._stop_at = stop_at
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx % LOG_EVERY == 0 and not math.isfinite(loss := outputs["loss"].item()):
+            raise Diverged(f"loss {loss} at step {trainer.global_step}")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        accuracy = self.token_accuracy = trainer.callback_metrics["val/token_accuracy"].item()
+        if accuracy >= SOLVED and self.steps_to_solve is None:
+            self.steps_to_solve = trainer.global_step
+        if self._stop_at is not None and accuracy >= self._stop_at:
+            trainer.should_stop = True
+
+
+class Bar(Callback):
+    """One line of progress, gone when training ends. Where nobody watches (a log file) it speaks every 20 s."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pace = 0.5 if sys.stderr.isatty() else 20.0
+        self._bar = tqdm(total=trainer.max_steps, desc="    training", unit="step", leave=False, mininterval=pace)
+        self._shown: dict[str, str] = {}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._bar.update()
+        if batch_idx % LOG_EVERY == 0:
+            self._show(loss=trainer.callback_metrics["train/loss"])
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._show(val_accuracy=trainer.callback_metrics["val/token_accuracy"])
+
+    def _show(self, **figures: Any) -> None:
+        self._shown |= {name: f"{figure:.3f}" for name, figure in figures.items()}
+        self._bar.set_postfix(self._shown, refresh=False)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and hasattr(self, "_bar"):
+            self._bar.close()

@@ -1,0 +1,116 @@
+"""Rows on disk: the one store that tables, figures, pages and dashboards are made from. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["quality", "speed", "decode"]
+Status = Literal["ok", "oom", "unsupported", "diverged", "timeout", "crashed"]
+Metrics = dict[str, float | int | str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a phase found at one length: a row without its identity and provenance."""
+
+    seq_len: int
+    kernel: str = ""
+    status: Status = "ok"
+    reason: str = ""
+    metrics: Metrics = field(default_factory=dict)
+    data: dict[str, str | int] = field(default_factory=dict)
+    device: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measurement: one cell, one kind, one evaluated length."""
+
+    # identity
+    experiment: str
+    backbone: str
+    task: str
+    seq_len: int
+    """Length evaluated or timed; for `decode`, the context length."""
+    train_seq_len: int
+    seed: int
+    kernel: str
+    """The implementation that ran, as the mixers report it; empty if the model was never built."""
+    precision: str
+    key: str
+    """Hash of everything that defines the cell: rows with one key come from one configuration."""
+    kind: Kind
+    # outcome
+    status: Status
+    reason: str = ""
+    """Why the status is not `ok`, in one line."""
+    metrics: Metrics = field(default_factory=dict)
+    """Flat, the unit in the name."""
+    # provenance
+    commit: str = ""
+    dirty: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+    device: str = ""
+    data: dict[str, str | int] = field(default_factory=dict)
+    """Where the data came from (a corpus and its hash); empty for a generated task."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The resolved configuration of the cell."""
+    created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def save(row: Row, path: Path) -> None:
+    """Write a row so that a reader sees all of it or none: temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+        json.dump(dataclasses.asdict(row), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).replace(path)
+
+
+def read(path: Path) -> Row:
+    """Raises ValueError, naming the file, for a torn or foreign one."""
+    try:
+        return Row(**json.loads(path.read_text()))
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"{path}: not a row of arch-bench ({error})") from error
+
+
+def load(folders: Iterable[Path]) -> list[Row]:
+    """Every row under the folders' `rows/`, oldest first; a file that is no row is named on stderr and skipped."""
+    rows = []
+    for path in sorted({path for folder in folders for path in folder.glob("**/rows/*.json")}):
+        try:
+            rows.append(read(path))
+        except ValueError as error:
+            print(f"skipped {error}", file=sys.stderr)
+    return sorted(rows, key=lambda row: row.created_at)
+
+
+_BOOKKEEPING = frozenset({"results_dir", "logger", "isolate", "rerun", "time_limit_s", "phases", "eval_scales"})
+_PHASE_SETTINGS = frozenset({"speed", "decode"})
+
+
+def cell_key(config: dict[str, Any]) -> str:
+    """Hash of what a cell is: its configuration without bookkeeping and without how a phase measures."""
+    return _digest({k: v for k, v in config.items() if k not in _BOOKKEEPING | _PHASE_SETTINGS})
+
+
+def file_name(config: dict[str, Any], kind: Kind, seq_len: int) -> str:
+    """The file of one row. The phase's settings are part of the name: other settings are another measurement."""
+    settings = {k: v for k, v in config.get(kind, {}).items() if k != "lengths"}
+    return f"{cell_key(config)}-{kind}-{seq_len}-{_digest(settings)[:4]}.json"
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,153 @@
+"""One cell: what is on disk already is kept, what is missing is measured, phase by phase, and saved at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from arch_bench import isolate, provenance, results, tracking
+from arch_bench.config import Cell
+from arch_bench.results import Kind, Outcome, Row, Status
+
+ORDER: tuple[Kind, ...] = ("speed", "decode", "quality")
+"""Measuring comes first: the quality process then logs every row to the one W&B run it opens."""
+
+
+class Shape(NamedTuple):
+    """The lengths of a phase that share one process."""
+
+    kind: Kind
+    lengths: list[int]
+
+
+def run_cell(cell: Cell, say: Callable[[Row], None]) -> list[Row]:
+    """Measure what a cell still lacks; returns all of its rows. `say` hears of every row as it comes.
+
+    Raises ConfigError for a mistake in the configuration; any other exception is a bug, noted with the cell's key.
+    """
+    cell = settle(cell)
+    rows: list[Row] = []
+    n_measured = 0
+    for shape in shapes(cell):
+        known = [] if cell.rerun else _known(cell, shape)
+        fresh = [] if known else _measure(cell, shape, rows)
+        n_measured += len(fresh)
+        for row in known or fresh:
+            say(row)
+        rows += known or fresh
+    if n_measured and "quality" not in cell.phases:
+        with tracking.track(cell) as tracker:
+            tracker.log_rows(rows)
+    return rows
+
+
+def settle(cell: Cell) -> Cell:
+    """Replace what `auto` means on this machine, so that a row says what it ran on. Raises ConfigError."""
+    from arch_bench.measure import pick_device, pick_precision
+
+    device = pick_device(cell.device)
+    return cell.model_copy(update={"device": device.type, "precision": pick_precision(cell.precision, device)})
+
+
+def shapes(cell: Cell) -> Iterator[Shape]:
+    """What has to run, in order: one process per timed length, one for training and all of its tests."""
+    for kind in ORDER:
+        if kind not in cell.phases:
+            continue
+        if kind == "quality":
+            yield Shape(kind, [cell.seq_len * scale for scale in cell.eval_scales])
+        else:
+            yield from (Shape(kind, [length]) for length in getattr(cell, kind).lengths)
+
+
+def row_path(cell: Cell, kind: Kind, seq_len: int) -> Path:
+    """Where the row of one kind at one length is."""
+    return Path(cell.results_dir) / "rows" / results.file_name(cell.model_dump(), kind, seq_len)
+
+
+def _known(cell: Cell, shape: Shape) -> list[Row]:
+    """The rows of a shape from disk; none unless all are there (a torn one counts as missing)."""
+    rows = []
+    for seq_len in shape.lengths:
+        try:
+            rows.append(results.read(row_path(cell, shape.kind, seq_len)))
+        except (FileNotFoundError, ValueError):
+            return []
+    return rows
+
+
+def _measure(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
+    """Run one shape in its process; a process that ends badly becomes status rows."""
+    try:
+        if not cell.isolate:
+            return run_shape(cell, shape, earlier)
+        return isolate.call(run_shape, cell, shape, earlier, time_limit_s=cell.time_limit_s)
+    except isolate.TimedOut as error:
+        return _give_up(cell, shape, "timeout", str(error))
+    except isolate.Crashed as error:
+        return _give_up(cell, shape, "crashed", str(error))
+    except Exception as error:
+        error.add_note(f"in cell {results.cell_key(cell.model_dump())}: {cell.backbone_name} on {cell.task_name}")
+        raise
+
+
+def _give_up(cell: Cell, shape: Shape, status: Status, reason: str) -> list[Row]:
+    rows = _known(cell, shape)  # it may have saved them before it ended
+    return rows or _save(cell, shape.kind, [Outcome(seq_len=n, status=status, reason=reason) for n in shape.lengths])
+
+
+def run_shape(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
+    """Measure, save, mirror: what happens inside the fresh process."""
+    from arch_bench.guard import guarded
+
+    if shape.kind != "quality":
+        outcomes = guarded(lambda: [_measurer(shape.kind)(cell, shape.lengths[0])], shape.lengths)
+        return _save(cell, shape.kind, outcomes)
+    from arch_bench import quality
+
+    with tracking.track(cell) as tracker:
+        outcomes = guarded(lambda: quality.measure(cell, shape.lengths, tracker.lightning), shape.lengths)
+        rows = _save(cell, shape.kind, outcomes)
+        tracker.log_rows(earlier + rows)
+    return rows
+
+
+def _measurer(kind: Kind) -> Callable[[Cell, int], Outcome]:
+    from arch_bench import decode, speed
+
+    return {"speed": speed.measure, "decode": decode.measure}[kind]
+
+
+def _save(cell: Cell, kind: Kind, outcomes: list[Outcome]) -> list[Row]:
+    rows = [to_row(cell, kind, outcome) for outcome in outcomes]
+    for row in rows:
+        results.save(row, row_path(cell, kind, row.seq_len))
+    return rows
+
+
+def to_row(cell: Cell, kind: Kind, outcome: Outcome) -> Row:
+    """An outcome with the identity and the provenance of its cell."""
+    config: dict[str, Any] = cell.model_dump()
+    commit, is_dirty = provenance.commit()
+    return Row(
+        experiment=cell.name,
+        backbone=cell.backbone_name,
+        task=cell.task_name,
+        seq_len=outcome.seq_len,
+        train_seq_len=cell.seq_len,
+        seed=cell.seed,
+        kernel=outcome.kernel,
+        precision=cell.precision,
+        key=results.cell_key(config),
+        kind=kind,
+        status=outcome.status,
+        reason=outcome.reason,
+        metrics=outcome.metrics,
+        commit=commit,
+        dirty=is_dirty,
+        versions=provenance.versions(),
+        device=outcome.device or cell.device,
+        data=outcome.data,
+        config=config,
+    )

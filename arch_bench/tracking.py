@@ -1,0 +1,136 @@
+"""Weights & Biases as a mirror of a cell: curves while it trains, its rows afterwards. Never read back.
+
+Rows are on disk before they come here, so whatever fails here costs a line of warning and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from arch_bench.config import Cell
+from arch_bench.results import Row
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import WandbLogger
+
+INIT_TIMEOUT_S = 20.0
+_IDENTITY = ("kind", "seq_len", "train_seq_len", "backbone", "task", "seed", "kernel", "precision", "status", "reason")
+
+
+class Tracker:
+    """Tracks nothing; what `logger=none` gives."""
+
+    @property
+    def lightning(self) -> WandbLogger | None:
+        """The logger for a Lightning Trainer."""
+        return None
+
+    def log_rows(self, rows: Sequence[Row]) -> None:
+        """Mirror finished rows."""
+
+
+class WandbTracker(Tracker):
+    """One W&B run for one cell."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        run.define_metric("seq_len")
+        run.define_metric("bench/*", step_metric="seq_len")  # after `*`: the later, narrower pattern wins
+
+    @property
+    def lightning(self) -> WandbLogger:
+        from lightning.pytorch.loggers import WandbLogger
+
+        return WandbLogger(experiment=self._run)
+
+    def log_rows(self, rows: Sequence[Row]) -> None:
+        """As points of `bench/<kind>/<metric>` against `seq_len`, as one table, and as the run's summary."""
+        import wandb
+
+        for seq_len in sorted({row.seq_len for row in rows}):
+            self._run.log({"seq_len": seq_len} | _points(row for row in rows if row.seq_len == seq_len))
+        self._run.log({"rows": wandb.Table(*_table(rows))})
+        self._run.summary["kernel"] = ", ".join(sorted({row.kernel for row in rows if row.kernel}))
+        for name in ("n_params", "state_bytes"):
+            values = [row.metrics[name] for row in rows if name in row.metrics]
+            if values:
+                self._run.summary[name] = values[-1]
+
+
+def _points(rows: Iterator[Row]) -> dict[str, Any]:
+    return {f"bench/{row.kind}/{name}": value for row in rows for name, value in row.metrics.items()}
+
+
+def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
+    """(columns, data): one line per row, a column for every metric that any of them has."""
+    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    data = [[getattr(row, name) for name in _IDENTITY] + [row.metrics.get(name) for name in metrics] for row in rows]
+    return [*_IDENTITY, *metrics], data
+
+
+@contextmanager
+def track(cell: Cell) -> Iterator[Tracker]:
+    """The cell's tracker; its W&B run is finished on leaving, whatever happened, so that no other cell meets it."""
+    run = _start(cell) if cell.logger.kind == "wandb" else None
+    if run is None:
+        yield Tracker()
+        return
+    try:
+        yield WandbTracker(run)
+    finally:
+        run.finish()
+
+
+def _start(cell: Cell) -> Any:
+    """A W&B run, online if possible, else offline; None if there can be neither."""
+    import wandb
+
+    folder = Path(cell.results_dir).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    for mode in ("online", "offline") if _can_go_online() else ("offline",):
+        try:
+            return wandb.init(
+                project=cell.logger.project,
+                entity=cell.logger.entity,
+                dir=folder,
+                mode=mode,
+                group=cell.name,
+                name=f"{cell.backbone_name} {cell.task_name} {cell.seq_len} seed {cell.seed}",
+                tags=[cell.backbone_name, cell.task_name],
+                config=cell.model_dump(),
+                settings=wandb.Settings(silent=True, init_timeout=INIT_TIMEOUT_S, x_transaction_log_flush_interval=1.0),
+            )
+        except (wandb.Error, OSError) as error:
+            print(f"W&B {mode}: {str(error).splitlines()[0]}", file=sys.stderr)
+    return None
+
+
+def _can_go_online() -> bool:
+    """Whether somebody is logged in (and did not ask for offline) and the server answers."""
+    import wandb
+
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return False
+    wandb.setup(wandb.Settings(silent=True))
+    return wandb.login(prompt=False) and _is_reachable(wandb.Settings().base_url)
+
+
+def _is_reachable(url: str) -> bool:
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy")):
+        return True  # the proxy resolves names for us; `init` finds out
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname, parts.port or 443), timeout=3).close()
+    except OSError as error:
+        print(f"W&B offline: {parts.hostname} cannot be reached ({error})", file=sys.stderr)
+        return False
+    return True

@@ -1,0 +1,52 @@
+"""The text behind `--help`, made from the files under `conf/`, so that it cannot go stale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+
+GROUPS = ("backbone", "task", "optim", "trainer", "logger", "launcher", "experiment")
+
+_TEXT = """\
+arch-bench: which sequence architecture, for this task, at this length, on this budget?
+
+  arch-bench backbone=mamba task=mqar seq_len=256 task.n_pairs=16        one cell
+  arch-bench -m backbone=lstm,transformer task=mqar seq_len=64,128      a sweep
+  arch-bench experiment=quickstart                                      a named grid
+  arch-bench-report results                                             rows -> tables, figures, page
+
+Groups (GROUP=OPTION):
+
+{groups}
+
+Dials (KEY=VALUE; a group's own: GROUP.KEY=VALUE, see `arch-bench --cfg job`):
+
+{dials}
+
+Hydra's own flags (sweeps, completion, the composed config): arch-bench --hydra-help
+"""
+
+
+def options(conf: Path, group: str) -> list[str]:
+    """The choices of a group; a leading underscore marks a file that others build on."""
+    return sorted(path.stem for path in (conf / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def _groups(conf: Path) -> str:
+    return "\n".join(f"  {group:<12}{', '.join(options(conf, group))}" for group in GROUPS)
+
+
+def _dials(conf: Path) -> str:
+    """The lines of config.yaml that carry a comment for the user."""
+    lines = (conf / "config.yaml").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("name:"))
+    shown = (line for line in lines[start : lines.index("hydra:")] if "  #" in line)
+    return "\n".join(f"  {line}" for line in shown)
+
+
+def register(conf: Path) -> None:
+    """Make the text Hydra's `--help` (its template language takes `$`, so a dollar is doubled)."""
+    text = _TEXT.format(groups=_groups(conf), dials=_dials(conf)).replace("$", "$$")
+    node = {"app_name": "arch-bench", "header": "", "footer": "", "template": text}
+    ConfigStore.instance().store(group="hydra/help", name="arch_bench", node=node)

@@ -1,0 +1,1 @@
+"""The task suite: one file per family, all on the contract of `tasks.base`."""

@@ -1,0 +1,89 @@
+"""The contract every task keeps, and the random streams that all of them draw from."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple, Self, get_args
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""Target of a position that is not scored (the default `ignore_index` of PyTorch's cross-entropy)."""
+
+Split = Literal["train", "validation", "test"]
+
+
+class Batch(NamedTuple):
+    """What a task hands out: both tensors are int64 of shape (batch, seq_len)."""
+
+    inputs: Tensor
+    """Token ids in [0, vocab_size)."""
+    targets: Tensor
+    """The token to predict at that position, or `IGNORE`."""
+
+
+class Task(ABC):
+    """A distribution over (inputs, targets) at one sequence length.
+
+    Constructors are keyword-only, take `seq_len` first, set `vocab_size` and end with `self.check()`. They are cheap:
+    reading data waits for `sample`.
+    """
+
+    vocab_size: int
+    bytes_per_token: float | None = None
+    """Set by language modelling: the headline metric is then `bits_per_byte` instead of `token_accuracy`."""
+
+    def __init__(self, *, seq_len: int) -> None:
+        self.seq_len = seq_len
+
+    def check(self) -> None:
+        """Raise ValueError, naming the keys and the inequality that failed, if the knobs do not fit together."""
+        if self.seq_len < 1:
+            raise ValueError(f"seq_len={self.seq_len} is too short: needs seq_len >= 1")
+
+    @abstractmethod
+    def sample(self, batch_size: int, rng: torch.Generator, device: torch.device) -> Batch:
+        """Draw `batch_size` examples on `device`; every random number comes from `rng`, which lives there too."""
+
+    @abstractmethod
+    def baselines(self) -> dict[str, float]:
+        """What guessing scores in the headline metric, by the name of the guess."""
+
+    @abstractmethod
+    def guess(self, baseline: str, inputs: Tensor) -> Tensor:
+        """The guess behind a baseline: probabilities, broadcastable to (batch, seq_len, vocab_size)."""
+
+    def oracle(self, inputs: Tensor) -> Tensor | None:
+        """The right token at every scored position, (batch, seq_len), computed from the input alone.
+
+        None for a task that has no certain answer (language modelling).
+        """
+        return None
+
+    def with_length(self, seq_len: int) -> Self:
+        """The same task at another length: what a model trained at one length is tested on. Raises ValueError."""
+        longer = copy.copy(self)
+        longer.seq_len = seq_len
+        longer.check()
+        return longer
+
+    def for_split(self, split: Split) -> Self:
+        """The task on one split. A generated task differs by its stream only; a corpus by its range of the text."""
+        if split not in get_args(Split):
+            raise ValueError(f"split={split} is unknown; choose from: {', '.join(get_args(Split))}")
+        return self
+
+    def provenance(self) -> dict[str, str | int]:
+        """Facts about the data that a row must carry so that others can find the same (a corpus and its hash)."""
+        return {}
+
+
+def stream(seed: int, split: Split, step: int, device: torch.device) -> torch.Generator:
+    """The generator for one batch: a function of (seed, split, step) only, so order and resuming change nothing."""
+    digest = hashlib.blake2b(f"{seed}/{split}/{step}".encode(), digest_size=8).digest()
+    rng = torch.Generator(device=device)
+    rng.manual_seed(int.from_bytes(digest, "big") >> 1)  # 63 bits: a CPU generator takes a signed 64-bit seed
+    return rng

@@ -1,0 +1,95 @@
+"""Attention ops against a mask written out, and what a window really costs and sees."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from arch_bench.ops import attention
+from arch_bench.positions import alibi_slopes, rotate
+
+
+def qkv(length: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
+    rng = torch.Generator().manual_seed(length)
+    return tuple(torch.randn(2, 4, length, 8, generator=rng, dtype=dtype, requires_grad=True) for _ in range(3))
+
+
+def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, slopes: torch.Tensor | None) -> torch.Tensor:
+    """The definition, position by position."""
+    n = q.shape[-2]
+    rows = []
+    for i in range(n):
+        low = max(0, i - window + 1)
+        scores = (q[:, :, i : i + 1] @ k[:, :, low : i + 1].transpose(-1, -2)) / 8**0.5
+        if slopes is not None:
+            scores = scores - slopes.view(1, -1, 1, 1) * (i - torch.arange(low, i + 1))
+        rows.append(scores.softmax(-1) @ v[:, :, low : i + 1])
+    return torch.cat(rows, dim=2)
+
+
+@pytest.mark.parametrize("with_slopes", [False, True])
+@pytest.mark.parametrize("length", [1, 5, 16, 37])
+@pytest.mark.parametrize("window", [1, 4, 16, 64])
+@pytest.mark.parametrize("kernel", ["blocks", "reference"])
+def test_local_attention(kernel: str, window: int, length: int, with_slopes: bool) -> None:
+    slopes = alibi_slopes(4).double() if with_slopes else None
+    q, k, v = qkv(length)
+    expected = dense(q, k, v, window, slopes)
+    wanted = torch.autograd.grad(expected.square().sum(), (q, k, v))
+    found = attention.LOCAL_KERNELS[kernel](q, k, v, window, slopes)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    for got, want in zip(torch.autograd.grad(found.square().sum(), (q, k, v)), wanted, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("with_slopes", [False, True])
+@pytest.mark.parametrize("kernel", list(attention.KERNELS))
+def test_full_attention(kernel: str, with_slopes: bool) -> None:
+    slopes = alibi_slopes(4).double() if with_slopes else None
+    q, k, v = qkv(19)
+    expected = dense(q, k, v, 19, slopes)
+    found = attention.KERNELS[kernel](q, k, v, slopes)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    wanted = torch.autograd.grad(expected.square().sum(), (q, k, v))
+    for got, want in zip(torch.autograd.grad(found.square().sum(), (q, k, v)), wanted, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
+
+
+def test_attention_equals_torch_multi_head_attention() -> None:
+    q, k, v = qkv(12)
+    torch.testing.assert_close(attention.reference(q, k, v), F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+def largest_tensor(length: int) -> int:
+    """Elements of the largest tensor that the block kernel makes, forward and backward."""
+    sizes = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            made = func(*args, **(kwargs or {}))
+            leaves = made if isinstance(made, tuple) else (made,)
+            sizes.extend(t.numel() for t in leaves if isinstance(t, torch.Tensor))
+            return made
+
+    q, k, v = qkv(length, torch.float32)
+    with Watch():
+        attention.local_blocks(q, k, v, 16, None).sum().backward()
+    return max(sizes)
+
+
+def test_a_window_is_linear_in_length() -> None:
+    assert largest_tensor(1024) <= 2.1 * largest_tensor(512)
+
+
+def test_rotation_depends_on_distance_only() -> None:
+    q, k, _ = qkv(1)
+    scores = [
+        (rotate(q, torch.tensor([i])) * rotate(k, torch.tensor([j]))).sum(-1) for i, j in [(5, 2), (105, 102), (3, 0)]
+    ]
+    torch.testing.assert_close(scores[0], scores[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(scores[0], scores[2], atol=1e-4, rtol=1e-4)
+
+
+def test_alibi_slopes_are_those_of_the_paper() -> None:
+    torch.testing.assert_close(alibi_slopes(8), torch.tensor([2.0**-h for h in range(1, 9)]))

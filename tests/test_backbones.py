@@ -1,0 +1,226 @@
+"""The contract of a backbone, for every file in conf/backbone: a new one is tested the moment it exists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from arch_bench.backbone import Backbone
+from arch_bench.config import CONF, Cell, build, cell_of, compose
+from arch_bench.mixers.base import count_bytes, tensors
+from arch_bench.ops.kernel import Unsupported, choose_kernel
+from arch_bench.usage import options
+
+BACKBONES = options(CONF, "backbone")
+VOCAB, BATCH = 11, 2
+LENGTH = 40
+"""Longer than the default window, so that a window shows."""
+
+
+def cell(*overrides: str) -> Cell:
+    return cell_of(compose(["d_model=32", f"seq_len={LENGTH}", *overrides]))
+
+
+def backbone(name: str, *overrides: str) -> Backbone:
+    torch.manual_seed(0)
+    return build(cell(f"backbone={name}", *overrides), "backbone", vocab_size=VOCAB).eval()
+
+
+def tokens(length: int = LENGTH) -> torch.Tensor:
+    return torch.randint(VOCAB, (BATCH, length), generator=torch.Generator().manual_seed(1))
+
+
+def logits(model: Backbone, x: torch.Tensor) -> torch.Tensor:
+    return model.head(model(x))
+
+
+@pytest.fixture(params=BACKBONES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_there_are_backbones() -> None:
+    assert {"lstm", "transformer", "local_attention", "mamba"} <= set(BACKBONES)
+
+
+@pytest.mark.parametrize("length", [1, 2, LENGTH, LENGTH + 1])
+def test_shape(name: str, length: int) -> None:
+    assert logits(backbone(name), tokens(length)).shape == (BATCH, length, VOCAB)
+
+
+def test_no_gradient_from_the_future(name: str) -> None:
+    model = backbone(name, "backbone.d_conv=4")
+    leaves: list[torch.Tensor] = []
+    model.embedding.register_forward_hook(lambda *args: leaves.append(args[-1].detach().requires_grad_()) or leaves[0])
+    for position in (0, LENGTH // 2, LENGTH - 1):
+        leaves.clear()
+        model(tokens())[:, position].square().sum().backward()
+        gradient = leaves[0].grad
+        assert gradient is not None
+        assert gradient[:, : position + 1].abs().sum() > 0
+        assert gradient[:, position + 1 :].abs().max() == 0 if position < LENGTH - 1 else True
+
+
+@pytest.mark.parametrize("d_conv", [0, 4])
+def test_decode_equals_forward(name: str, d_conv: int) -> None:
+    model, x = backbone(name, f"backbone.d_conv={d_conv}"), tokens()
+    state = model.init_state(BATCH, LENGTH)
+    stepped = []
+    for t in range(LENGTH):
+        y, state = model.step(x[:, t], state)
+        stepped.append(y)
+    torch.testing.assert_close(torch.stack(stepped, 1), logits(model, x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prompt", [1, 3, LENGTH - 5])
+def test_decode_after_prefill_equals_forward(name: str, prompt: int) -> None:
+    model, x = backbone(name, "backbone.d_conv=4"), tokens()
+    y, state = model.prefill(x[:, :prompt], model.init_state(BATCH, LENGTH))
+    found = [y]
+    for t in range(prompt, LENGTH):
+        y, state = model.step(x[:, t], state)
+        found.append(y)
+    torch.testing.assert_close(torch.stack(found, 1), logits(model, x)[:, prompt - 1 :], atol=1e-4, rtol=1e-4)
+
+
+def test_state_bytes_are_those_of_the_tensors(name: str) -> None:
+    model = backbone(name)
+    state = model.init_state(1, 100)
+    assert model.state_bytes(100) == sum(t.numel() * t.element_size() for t in tensors(state)) > 0
+    assert count_bytes(model.init_state(3, 100)) > model.state_bytes(100)
+
+
+def test_state_does_not_change_size_while_decoding(name: str) -> None:
+    model, x = backbone(name), tokens()
+    state = model.init_state(BATCH, LENGTH)
+    before = count_bytes(state)
+    _, state = model.prefill(x[:, :7], state)
+    _, state = model.step(x[:, 7], state)
+    assert count_bytes(state) == before
+
+
+def test_state_at_a_position_costs_what_the_real_one_does(name: str) -> None:
+    model, x = backbone(name), tokens()
+    _, real = model.prefill(x[:, :-1], model.init_state(BATCH, LENGTH))
+    sized = model.init_state(BATCH, LENGTH, position=LENGTH - 1)
+    assert [t.shape for t in tensors(sized)] == [t.shape for t in tensors(real)]
+    assert sized[0] == real[0]
+    assert model.step(x[:, -1], sized)[0].shape == (BATCH, VOCAB)
+
+
+def runnable_kernels(name: str) -> list[str]:
+    """What the mixer offers here besides its reference."""
+    with pytest.raises(ValueError, match="choose from: auto, ") as refused:
+        backbone(name, "kernel=none_such")
+    offered = str(refused.value).partition("choose from: auto, ")[2].split(", ")
+    assert "reference" in offered
+    return [kernel for kernel in offered if kernel != "reference" and runs_here(name, kernel)]
+
+
+def runs_here(name: str, kernel: str) -> bool:
+    try:
+        backbone(name, f"kernel={kernel}")
+    except Unsupported:
+        return False
+    return True
+
+
+def gradients(model: Backbone) -> dict[str, torch.Tensor]:
+    logits(model, tokens()).square().mean().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_every_kernel_equals_the_reference(name: str) -> None:
+    reference = backbone(name, "kernel=reference")
+    expected, expected_grads = logits(reference, tokens()), gradients(reference)
+    kernels = runnable_kernels(name)
+    assert kernels, "a fast kernel that runs anywhere stands beside the reference"
+    for kernel in kernels:
+        model = backbone(name, f"kernel={kernel}")
+        assert model.kernel == kernel
+        torch.testing.assert_close(logits(model, tokens()), expected, atol=1e-5, rtol=1e-4)
+        found = gradients(model)
+        assert found.keys() == expected_grads.keys()
+        for key, gradient in found.items():
+            torch.testing.assert_close(gradient, expected_grads[key], atol=1e-6, rtol=1e-3, msg=f"{kernel}: {key}")
+
+
+def test_auto_never_picks_the_reference(name: str) -> None:
+    assert backbone(name).kernel != "reference"
+
+
+def test_the_same_seed_gives_the_same_model(name: str) -> None:
+    torch.testing.assert_close(logits(backbone(name), tokens()), logits(backbone(name), tokens()), atol=0, rtol=0)
+
+
+def test_every_parameter_learns(name: str) -> None:
+    model = backbone(name, "backbone.d_conv=4")
+    assert gradients(model).keys() == {key for key, _ in model.named_parameters()}
+
+
+def test_runs_on_bf16_autocast(name: str) -> None:
+    model = backbone(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = logits(model, tokens())
+        state = model.init_state(BATCH, LENGTH)
+        prompted, state = model.prefill(tokens()[:, :9], state)
+        stepped, _ = model.step(tokens()[:, 9], state)
+    exact = logits(model, tokens())
+    torch.testing.assert_close(found.float(), exact, atol=0.05, rtol=0.1)
+    torch.testing.assert_close(prompted.float(), exact[:, 8], atol=0.05, rtol=0.1)
+    torch.testing.assert_close(stepped.float(), exact[:, 9], atol=0.05, rtol=0.1)
+
+
+@pytest.mark.parametrize("positions", ["none", "learned", "sinusoidal", "rotary", "alibi"])
+def test_positions_are_a_dial(name: str, positions: str) -> None:
+    if positions in {"rotary", "alibi"} and not backbone(name).blocks[0].mixer.takes_relative_positions:  # type: ignore[union-attr]
+        with pytest.raises(ValueError, match=f"positions={positions} works inside attention only"):
+            backbone(name, f"backbone.positions={positions}")
+        return
+    model, x = backbone(name, f"backbone.positions={positions}"), tokens()
+    _, state = model.prefill(x[:, :-1], model.init_state(BATCH, LENGTH))
+    stepped, _ = model.step(x[:, -1], state)
+    torch.testing.assert_close(stepped, logits(model, x)[:, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_learned_positions_end_with_their_table() -> None:
+    model = backbone("transformer", "backbone.positions=learned")
+    with pytest.raises(Unsupported, match=f"trained for {LENGTH} positions, asked for {LENGTH + 1}"):
+        model(tokens(LENGTH + 1))
+    with pytest.raises(Unsupported, match="positions=learned"):
+        model.init_state(1, LENGTH + 1)
+
+
+@pytest.mark.parametrize(("overrides", "absent"), [(["backbone.mlp_ratio=0"], "mlp"), (["backbone.d_conv=0"], "conv")])
+def test_parts_of_the_block_can_be_left_out(name: str, overrides: list[str], absent: str) -> None:
+    model = backbone(name, *overrides)
+    assert getattr(model.blocks[0], absent) is None
+    assert logits(model, tokens()).shape == (BATCH, LENGTH, VOCAB)
+
+
+def test_a_tied_head_is_counted_once(name: str) -> None:
+    tied, free = backbone(name), backbone(name, "backbone.tie_embeddings=false")
+    assert free.n_params() - tied.n_params() == VOCAB * 32
+
+
+def test_a_planted_look_ahead_is_seen() -> None:
+    model = backbone("transformer")
+    block: Any = model.blocks[0]
+    block.mixer.forward = lambda x: x.flip(1)
+    with pytest.raises(AssertionError):
+        x = tokens()
+        changed = x.clone()
+        changed[:, -1] = (changed[:, -1] + 1) % VOCAB
+        torch.testing.assert_close(logits(model, x)[:, 0], logits(model, changed)[:, 0])
+
+
+def test_choosing_a_kernel() -> None:
+    obstacles = {"fast": "needs a device", "portable": None, "reference": None}
+    assert choose_kernel("auto", obstacles) == "portable"
+    assert choose_kernel("reference", obstacles) == "reference"
+    with pytest.raises(Unsupported, match="kernel=fast: needs a device"):
+        choose_kernel("fast", obstacles)
+    with pytest.raises(ValueError, match="kernel=quick is unknown here; choose from: auto, fast, portable, reference"):
+        choose_kernel("quick", obstacles)
