@@ -1,0 +1,78 @@
+"""Copying: keep a few tokens over a long gap and give them back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tasks.base import IGNORE, Batch, Task
+
+
+class CopyMemory(Task):
+    """Copy memory [Hochreiter & Schmidhuber 1997; layout of Arjovsky, Shah & Bengio 2016].
+
+    `n_data` symbols, then T positions of which the last holds the marker and the others blanks, then `n_data` blanks
+    over which the symbols are given back in order: seq_len = T + 2 * n_data, the T + 20 of the papers at n_data=10.
+    (Bai, Kolter & Koltun 2018 repeat the marker where Arjovsky et al. have the closing blanks.)
+
+    One example with n_data=3, n_symbols=8 and T=4, so seq_len=10 (`.` is not scored):
+
+        position   0  1  2  3  4  5  6  7  8  9
+        token      5  0  7  8  8  8  9  8  8  8
+        target     .  .  .  .  .  .  .  5  0  7
+
+    Scored: the last n_data positions. Tokens: 0 ... n_symbols-1 are the symbols, i.i.d. uniform; then blank and marker.
+
+    Baselines (token accuracy): `chance` = 1 / n_symbols. A model without memory is at a cross-entropy of
+    ln(n_symbols) = 2.079 nats at 8 symbols; the papers average over all T + 20 positions and state
+    10 ln(8) / (T + 20).
+
+    Raises:
+        ValueError: there is no room for the marker (seq_len < 2 * n_data + 1), or nothing to remember.
+    """
+
+    def __init__(self, *, seq_len: int, n_data: int, n_symbols: int) -> None:
+        super().__init__(seq_len=seq_len)
+        self.n_data = n_data
+        self.n_symbols = n_symbols
+        self.blank = n_symbols
+        self.marker = n_symbols + 1
+        self.vocab_size = n_symbols + 2
+        self.check()
+
+    def check(self) -> None:
+        super().check()
+        if self.n_data < 1:
+            raise ValueError(f"task.n_data={self.n_data} is too small: needs n_data >= 1")
+        if self.n_symbols < 2:
+            raise ValueError(f"task.n_symbols={self.n_symbols} is too small: needs n_symbols >= 2")
+        shortest = 2 * self.n_data + 1
+        if self.seq_len < shortest:
+            raise ValueError(
+                f"seq_len={self.seq_len} is too short for task.n_data={self.n_data}: "
+                f"needs seq_len >= 2 * n_data + 1 = {shortest}"
+            )
+
+    def sample(self, batch_size: int, rng: torch.Generator, device: torch.device) -> Batch:
+        data = torch.randint(self.n_symbols, (batch_size, self.n_data), generator=rng, device=device)
+        inputs = torch.full((batch_size, self.seq_len), self.blank, device=device)
+        inputs[:, : self.n_data] = data
+        inputs[:, -self.n_data - 1] = self.marker
+        targets = torch.full_like(inputs, IGNORE)
+        targets[:, -self.n_data :] = data
+        return Batch(inputs, targets)
+
+    def baselines(self) -> dict[str, float]:
+        return {"chance": 1 / self.n_symbols}
+
+    def guess(self, baseline: str, inputs: Tensor) -> Tensor:
+        if baseline != "chance":
+            raise ValueError(f"baseline={baseline} is unknown; choose from: {', '.join(self.baselines())}")
+        probabilities = torch.zeros(self.vocab_size, device=inputs.device)
+        probabilities[: self.n_symbols] = 1 / self.n_symbols
+        return probabilities
+
+    def oracle(self, inputs: Tensor) -> Tensor:
+        tokens = torch.zeros_like(inputs)
+        tokens[:, -self.n_data :] = inputs[:, : self.n_data]
+        return tokens

@@ -1,0 +1,170 @@
+"""Recall: look up what followed a key earlier in the sequence."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.base import IGNORE, Batch, Task
+
+Filler = Literal["zero", "random"]
+
+
+class MQAR(Task):
+    """Multi-query associative recall [Arora et al. 2023, "Zoology"].
+
+    `n_pairs` = D keys, each followed by its value; then (seq_len - 2D) / 2 two-token slots, in which each key is asked
+    once. Keys are drawn from 1 ... V/2 - 1 and values from V/2 ... V - 1 (V = vocab_size), both without replacement
+    within an example. The slots asked are drawn without replacement, slot i = 1, 2, ... with weight i^(power_a - 1);
+    which key takes which of them is a fresh uniform permutation, so that the order of the pairs says nothing about
+    the order of the questions (in the published generator early pairs tend to be asked early).
+
+    One example with n_pairs=2, vocab_size=16, filler=zero, seq_len=12 (`.` is not scored):
+
+        position   0  1  2  3  4  5  6  7  8  9 10 11
+        token      3 12  6  9  6  0  0  0  3  0  0  0
+        target     .  .  .  .  9  .  .  .  12 .  .  .
+
+    Scored: the n_pairs positions at which a key is asked; the target is its value.
+
+    `filler` holds the other positions of the slots: `zero` is token 0, which is never a key (Zoology, figure 2);
+    `random` is uniform over all tokens except the keys of that example, so that nothing unasked looks like a question
+    (Arora et al. 2024, "Based", where a filler could repeat a key).
+
+    `with_length` keeps n_pairs: the questions move further away, and there are no more of them.
+
+    Baselines (token accuracy): `chance` = 1 / number of values; `value_set` = 1 / n_pairs, what a model scores that
+    learns which values are in the context but not which key each belongs to.
+
+    Raises:
+        ValueError: seq_len is odd, 4 * n_pairs > seq_len, or vocab_size < 2 * n_pairs + 2. (Zoology asks for
+            vocab_size > seq_len, which its generator needs; this one needs enough keys and values only, so that the
+            published vocabulary serves sequences longer than itself.)
+    """
+
+    def __init__(self, *, seq_len: int, n_pairs: int, vocab_size: int, power_a: float, filler: Filler) -> None:
+        super().__init__(seq_len=seq_len)
+        self.n_pairs = n_pairs
+        self.vocab_size = vocab_size
+        self.power_a = power_a
+        self.filler = filler
+        self.first_value = vocab_size // 2
+        self.n_values = vocab_size - self.first_value
+        self.check()
+
+    def check(self) -> None:
+        super().check()
+        if self.n_pairs < 1:
+            raise ValueError(f"task.n_pairs={self.n_pairs} is too small: needs n_pairs >= 1")
+        if not self.power_a > 0:
+            raise ValueError(f"task.power_a={self.power_a} is too small: needs power_a > 0")
+        if self.filler not in get_args(Filler):
+            raise ValueError(f"task.filler={self.filler} is unknown; choose from: {', '.join(get_args(Filler))}")
+        self._check_room()
+
+    def _check_room(self) -> None:
+        if self.seq_len % 2:
+            raise ValueError(f"seq_len={self.seq_len} is odd: pairs and slots take two tokens each, needs seq_len even")
+        if self.seq_len < 4 * self.n_pairs:
+            raise ValueError(
+                f"seq_len={self.seq_len} is too short for task.n_pairs={self.n_pairs}: "
+                f"needs seq_len >= 4 * n_pairs = {4 * self.n_pairs}"
+            )
+        if self.vocab_size < 2 * self.n_pairs + 2:  # token 0 is the filler; keys are half of the rest
+            raise ValueError(
+                f"task.vocab_size={self.vocab_size} is too small for task.n_pairs={self.n_pairs}: "
+                f"needs vocab_size >= 2 * n_pairs + 2 = {2 * self.n_pairs + 2}"
+            )
+
+    def sample(self, batch_size: int, rng: torch.Generator, device: torch.device) -> Batch:
+        keys = 1 + distinct(self.first_value - 1, self.n_pairs, batch_size, rng, device)
+        values = self.first_value + distinct(self.n_values, self.n_pairs, batch_size, rng, device)
+        context = torch.stack((keys, values), dim=2).flatten(1)  # (batch, 2 * n_pairs)
+        asked = 2 * self.n_pairs + 2 * self._slots(batch_size, rng, device)  # positions, (batch, n_pairs)
+        inputs = torch.cat((context, self._filler(keys, rng)), dim=1).scatter_(1, asked, keys)
+        targets = torch.full_like(inputs, IGNORE).scatter_(1, asked, values)
+        return Batch(inputs, targets)
+
+    def _slots(self, batch_size: int, rng: torch.Generator, device: torch.device) -> Tensor:
+        """The slot in which each pair is asked, counted from 0: (batch, n_pairs)."""
+        n_slots = self.seq_len // 2 - self.n_pairs
+        # The first to arrive in a race of exponential clocks with rates w are a weighted draw without replacement
+        # (the Gumbel top-k trick after exp); float32 bits of positive numbers are ordered as the numbers are.
+        rates = torch.arange(1, n_slots + 1, device=device, dtype=torch.float32) ** (self.power_a - 1)
+        arrivals = torch.empty(batch_size, n_slots, device=device).exponential_(generator=rng) / rates
+        slots = order(arrivals.view(torch.int32).long())[:, : self.n_pairs]
+        shuffle = order(torch.randint(1 << 40, slots.shape, generator=rng, device=device))
+        return slots.gather(1, shuffle)
+
+    def _filler(self, keys: Tensor, rng: torch.Generator) -> Tensor:
+        """What stands in the slots before the questions are written over it: (batch, seq_len - 2 * n_pairs)."""
+        shape = (len(keys), self.seq_len - 2 * self.n_pairs)
+        if self.filler == "zero":
+            return keys.new_zeros(shape)
+        # Rank r among the tokens that are no key is the token r + (number of keys below it).
+        ranks = torch.randint(self.vocab_size - self.n_pairs, shape, generator=rng, device=keys.device)
+        rank_of_key = sort_rows(keys) - torch.arange(self.n_pairs, device=keys.device)
+        return ranks + torch.searchsorted(rank_of_key, ranks, right=True)
+
+    def baselines(self) -> dict[str, float]:
+        return {"chance": 1 / self.n_values, "value_set": 1 / self.n_pairs}
+
+    def guess(self, baseline: str, inputs: Tensor) -> Tensor:
+        if baseline == "chance":
+            probabilities = torch.zeros(self.vocab_size, device=inputs.device)
+            probabilities[self.first_value :] = 1 / self.n_values
+            return probabilities
+        if baseline == "value_set":
+            probabilities = torch.zeros(len(inputs), self.vocab_size, device=inputs.device)
+            return probabilities.scatter_(1, inputs[:, 1 : 2 * self.n_pairs : 2], 1 / self.n_pairs).unsqueeze(1)
+        raise ValueError(f"baseline={baseline} is unknown; choose from: {', '.join(self.baselines())}")
+
+    def oracle(self, inputs: Tensor) -> Tensor:
+        context = inputs[:, : 2 * self.n_pairs]
+        value_of = torch.zeros(len(inputs), self.vocab_size, dtype=torch.long, device=inputs.device)
+        return value_of.scatter_(1, context[:, 0::2], context[:, 1::2]).gather(1, inputs)
+
+
+def distinct(n: int, k: int, batch_size: int, rng: torch.Generator, device: torch.device) -> Tensor:
+    """(batch, k) ordered draws without replacement from 0 ... n-1: every ordered choice of k is equally likely.
+
+    Keeps the first k different numbers of a stream of independent draws. Whether a row of draws holds k different
+    numbers depends on which of them are equal, never on their values, so drawing such rows afresh stays exact.
+    """
+    if n < 4 * k:
+        return order(torch.randint(1 << 40, (batch_size, n), generator=rng, device=device))[:, :k]
+    n_draws = _enough_draws(n, k)
+    draws = torch.randint(n, (batch_size, n_draws), generator=rng, device=device)
+    place = torch.arange(n_draws, device=device)
+    by_value = sort_rows(draws * n_draws + place)  # equal draws are neighbours, the earliest first
+    value, drawn_at = by_value // n_draws, by_value % n_draws
+    drawn_at[:, 1:] += n_draws * (value[:, 1:] == value[:, :-1])  # a repeat goes behind every first occurrence
+    by_time = sort_rows(drawn_at * n + value)[:, :k]
+    short = by_time[:, -1] >= n_draws * n
+    chosen = by_time % n
+    if short.any():
+        chosen[short] = distinct(n, k, int(short.sum()), rng, device)
+    return chosen
+
+
+def _enough_draws(n: int, k: int) -> int:
+    """Draws from n that hold k different numbers in all but about one row in a million: mean, spread and a margin."""
+    mean = -n * math.log1p(-k / n)
+    return math.ceil(mean + 5 * math.sqrt(mean - k)) + 3
+
+
+def order(priority: Tensor) -> Tensor:
+    """`priority.argsort(1)` of integers in [0, 2^40), by sorting values only; equal ones keep their order."""
+    width = priority.shape[1]
+    return sort_rows(priority * width + torch.arange(width, device=priority.device)) % width
+
+
+def sort_rows(numbers: Tensor) -> Tensor:
+    """Each row in ascending order: (batch, n) -> (batch, n)."""
+    if numbers.device.type == "cpu":  # NumPy's sort is vectorised: 20 times faster on short rows, the same numbers
+        return torch.from_numpy(np.sort(numbers.numpy(), axis=1))
+    return numbers.sort(dim=1).values

@@ -1,0 +1,234 @@
+"""The contract of tasks/base.py, for every conf/task/*.yaml: a new task is tested the moment its file exists."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tasks.base import IGNORE, Batch, Split, Task, stream
+
+CONF = Path(__file__).parent.parent / "conf" / "task"
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+CPU = torch.device("cpu")
+SEQ_LEN = 64
+FRAGMENT = 32  # bytes: two random texts do not share so many in a row
+
+
+def write_corpus(folder: Path) -> None:
+    """60 files of random words, 220 kB: small, and no two files share a fragment."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(2000)]
+    folder.mkdir()
+    for i in range(60):
+        text = " ".join(rng.choices(words, k=rng.randint(400, 700)))
+        Path(folder, f"{i:02}.txt").write_text(text + "\n")
+
+
+def make(name: str, home: Path, seq_len: int = SEQ_LEN) -> Task:
+    """The task as its YAML configures it, but for a corpus that is small and in `home`."""
+    overrides = {"text": {"path": str(home / "corpus"), "cache_dir": str(home / "cache")}}
+    config = OmegaConf.create({"seq_len": seq_len, "task": OmegaConf.load(CONF / f"{name}.yaml")})
+    knobs = OmegaConf.to_container(config, resolve=True)["task"] | overrides.get(name, {})
+    return get_class(knobs.pop("_target_"))(**knobs)  # not hydra's instantiate, which wraps a ValueError in its own
+
+
+def draw(task: Task, n: int, *, seed: int = 0, split: Split = "train", step: int = 0) -> Batch:
+    return task.for_split(split).sample(n, stream(seed, split, step, CPU), CPU)
+
+
+def digests(home: Path) -> str:
+    """One line for each task; a second process prints it too, with another hash seed."""
+    batches = {name: draw(make(name, home), 64) for name in NAMES}
+    return "\n".join(
+        f"{name} {hashlib.sha256(batch.inputs.numpy().tobytes() + batch.targets.numpy().tobytes()).hexdigest()}"
+        for name, batch in batches.items()
+    )
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    write_corpus(folder / "corpus")
+    return folder
+
+
+@pytest.fixture(params=NAMES)
+def task(request: pytest.FixtureRequest, home: Path) -> Task:
+    return make(request.param, home)
+
+
+def test_discovery_finds_the_suite() -> None:
+    assert {"copy_memory", "mqar", "text"} <= set(NAMES)
+
+
+def test_shapes_types_and_ranges(task: Task) -> None:
+    for n in (1, 33):
+        inputs, targets = draw(task, n)
+        assert inputs.shape == targets.shape == (n, SEQ_LEN)
+        assert inputs.dtype == targets.dtype == torch.int64
+        assert inputs.min() >= 0
+        assert inputs.max() < task.vocab_size
+        scored = targets != IGNORE
+        assert scored.any(dim=1).all()
+        assert targets[scored].min() >= 0
+        assert targets[scored].max() < task.vocab_size
+
+
+def test_a_batch_is_a_function_of_seed_split_and_step(task: Task) -> None:
+    first = draw(task, 16)
+    assert all(torch.equal(a, b) for a, b in zip(first, draw(task, 16), strict=True))
+    others = [draw(task, 16, seed=1), draw(task, 16, step=1), draw(task, 16, split="validation")]
+    assert not any(torch.equal(first.inputs, other.inputs) for other in others)
+
+
+def test_global_randomness_is_left_alone(task: Task) -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    draw(task, 16)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (np.random.get_state()[1].tolist(), random.getstate())  # noqa: NPY002
+
+
+def test_copies_and_pickles_draw_the_same(task: Task) -> None:
+    first = draw(task, 16)  # a task that has been used, with whatever it keeps
+    again = draw(pickle.loads(pickle.dumps(task)), 16)
+    assert torch.equal(first.inputs, again.inputs)
+
+
+def fragments(task: Task, split: Split, n_steps: int) -> set[bytes]:
+    """What must not occur in two splits: whole examples, or stretches of text whatever window they are in."""
+    inputs = torch.cat([draw(task, 1024, split=split, step=step).inputs for step in range(n_steps)]).numpy()
+    if task.bytes_per_token is not None:
+        inputs = np.lib.stride_tricks.sliding_window_view(inputs.astype(np.uint8), FRAGMENT, axis=1)
+    return {row.tobytes() for row in inputs.reshape(-1, inputs.shape[-1])}
+
+
+def test_splits_are_disjoint(task: Task) -> None:
+    train, validation, test = fragments(task, "train", 8), fragments(task, "validation", 1), fragments(task, "test", 1)
+    assert len(train) > 8000  # the sample is as large as it looks
+    assert not train & validation
+    assert not train & test
+    assert not validation & test
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_the_oracle_is_right_at_every_scored_position(task: Task, factor: int) -> None:
+    longer = task.with_length(factor * SEQ_LEN)
+    inputs, targets = draw(longer, 256)
+    assert inputs.shape == (256, factor * SEQ_LEN)
+    assert task.seq_len == SEQ_LEN
+    answer = longer.oracle(inputs)
+    if task.bytes_per_token is not None:
+        assert answer is None
+        return
+    assert answer is not None
+    scored = targets != IGNORE
+    assert torch.equal(answer[scored], targets[scored])
+
+
+def mean_and_error(per_position: Tensor, scored: Tensor) -> tuple[float, float]:
+    """Mean over examples, and its standard error (positions of one example are not independent)."""
+    per_example = (per_position.double() * scored).sum(dim=1) / scored.sum(dim=1)
+    return per_example.mean().item(), per_example.std().item() / len(per_example) ** 0.5
+
+
+def probability_of_target(probabilities: Tensor, batch: Batch, vocab_size: int) -> Tensor:
+    everywhere = probabilities.expand(*batch.targets.shape, vocab_size)
+    return everywhere.gather(2, batch.targets.clamp(min=0).unsqueeze(2)).squeeze(2)
+
+
+def test_guessing_scores_what_the_baseline_says(task: Task) -> None:
+    batch = draw(task, 2048, split="test")
+    for name, stated in task.baselines().items():
+        per_position = probability_of_target(task.guess(name, batch.inputs), batch, task.vocab_size)
+        if task.bytes_per_token is not None:
+            per_position = -per_position.log2() / task.bytes_per_token
+        measured, error = mean_and_error(per_position, batch.targets != IGNORE)
+        assert abs(measured - stated) <= 3 * error + 1e-6, name
+
+
+def test_guesses_are_distributions(task: Task) -> None:
+    batch = draw(task, 4)
+    for name in task.baselines():
+        probabilities = task.guess(name, batch.inputs)
+        torch.testing.assert_close(probabilities.sum(-1), torch.ones(probabilities.shape[:-1]))
+    with pytest.raises(ValueError, match="baseline=luck is unknown"):
+        task.guess("luck", batch.inputs)
+
+
+def position_counts(task: Task, batch: Batch) -> Tensor:
+    """How often each token is the target at each position: (seq_len, vocab_size)."""
+    scored = batch.targets != IGNORE
+    cells = torch.arange(SEQ_LEN) * task.vocab_size + batch.targets.clamp(min=0)
+    return torch.bincount(cells[scored], minlength=SEQ_LEN * task.vocab_size).view(SEQ_LEN, task.vocab_size)
+
+
+def test_position_alone_tells_nothing(task: Task) -> None:
+    """The best guess by position, fitted on one sample, does not beat the best baseline on another."""
+    counts = position_counts(task, draw(task, 8192))
+    batch = draw(task, 2048, split="test")
+    scored = batch.targets != IGNORE
+    if task.bytes_per_token is not None:
+        smooth = (counts + 1) / (counts + 1).sum(dim=1, keepdim=True)
+        bits = -probability_of_target(smooth, batch, task.vocab_size).log2() / task.bytes_per_token
+        measured, error = mean_and_error(bits, scored)
+        assert measured >= min(task.baselines().values()) - 3 * error
+    else:
+        hits = counts.argmax(dim=1) == batch.targets
+        measured, error = mean_and_error(hits, scored)
+        assert measured <= max(task.baselines().values()) + 3 * error
+
+
+class CountOps(TorchDispatchMode):
+    n_ops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.n_ops += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_sampling_has_no_loop_over_examples(task: Task) -> None:
+    draw(task, 1)  # a corpus is opened once
+    n_ops = []
+    for n in (8, 4096):
+        with CountOps() as counter:
+            draw(task, n)
+        n_ops.append(counter.n_ops)
+    assert n_ops[1] <= 2 * n_ops[0]
+
+
+def test_another_hash_seed_draws_the_same(home: Path) -> None:
+    code = f"import sys, pathlib, test_tasks; print(test_tasks.digests(pathlib.Path({str(home)!r})))"
+    expected = digests(home)
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-c", code]
+        run = subprocess.run(
+            command, env=environment, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+        assert run.stdout.strip() == expected
+
+
+def test_impossible_lengths_and_splits_are_refused(task: Task, home: Path, request: pytest.FixtureRequest) -> None:
+    with pytest.raises(ValueError, match="seq_len=0"):
+        make(request.node.callspec.params["task"], home, seq_len=0)
+    with pytest.raises(ValueError, match="seq_len=0"):
+        task.with_length(0)
+    with pytest.raises(ValueError, match="split=holdout is unknown"):
+        task.for_split("holdout")  # type: ignore[arg-type]
+
+
+def test_provenance_is_flat(task: Task) -> None:
+    assert all(isinstance(value, str | int) for value in task.provenance().values())

@@ -1,0 +1,267 @@
+"""tasks/text.py, tasks/corpus.py and tasks/documents.py: what is read, how it is split, cached and refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import pytest
+import torch
+
+from tasks import corpus, documents
+from tasks.base import Split, stream
+from tasks.text import Text
+
+CPU = torch.device("cpu")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Any:
+    def make_text(path: str | Path, **knobs: Any) -> Text:
+        defaults = {"seq_len": 8, "glob": "*.txt", "config_name": None, "text_column": "text"}
+        return Text(path=str(path), **{"cache_dir": str(tmp_path / "cache")} | defaults | knobs)
+
+    return make_text
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def words(seed: int, n_bytes: int) -> bytes:
+    return bytes(random.Random(seed).choices(b"abcdefgh \n", k=n_bytes))
+
+
+def text_of(task: Text, split: Split) -> bytes:
+    """All bytes of a split: its one window that has them all."""
+    start, end = task.corpus.facts["ranges"][split]
+    return task.corpus.windows(split, 1, end - start, stream(0, split, 0, CPU), CPU).numpy().tobytes()
+
+
+def test_targets_are_the_inputs_one_byte_later(tmp_path: Path, make: Any) -> None:
+    content = words(0, 2000)
+    inputs, targets = make(write(tmp_path / "a.txt", content)).sample(50, stream(0, "train", 0, CPU), CPU)
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    for row, target in zip(inputs.tolist(), targets.tolist(), strict=True):
+        assert bytes([*row, target[-1]]) in content[:1800]
+
+
+def test_every_offset_is_drawn_and_none_outside(tmp_path: Path, make: Any) -> None:
+    task = make(write(tmp_path / "a.txt", bytes(range(200))))
+    inputs, _ = task.for_split("test").sample(200, stream(0, "test", 0, CPU), CPU)
+    assert set(inputs[:, 0].tolist()) == {190, 191}  # 10 bytes have two windows of 9
+    assert inputs.max() == 198
+
+
+def test_one_file_is_cut_by_position(tmp_path: Path, make: Any) -> None:
+    content = b"\xff\x00" + words(0, 998)  # any bytes do: nothing is decoded
+    task = make(write(tmp_path / "a.bin", content))
+    assert [text_of(task, split) for split in SPLITS] == [content[:900], content[900:950], content[950:]]
+    assert task.provenance() == {
+        "corpus": str(tmp_path / "a.bin"),
+        "n_documents": 1,
+        "n_bytes": 1000,
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+
+
+def test_files_go_to_splits_whole_and_copies_to_the_same(tmp_path: Path, make: Any) -> None:
+    contents = [words(i, 400 + i) for i in range(100)]
+    for i, content in enumerate(contents):
+        write(tmp_path / "text" / f"part{i // 50}" / f"{i:03}.txt", content)
+        write(tmp_path / "text" / f"copy{i:03}.txt", content)
+    write(tmp_path / "text" / "empty.txt", b"")
+    write(tmp_path / "text" / "other.md", b"not text by this glob")
+    task = make(tmp_path / "text")
+    split_of = [[split for split in SPLITS if content in text_of(task, split)] for content in contents]
+    assert all(len(splits) == 1 for splits in split_of)
+    in_test = [i for i in range(100) if split_of[i] == ["test"]]
+    assert 3 <= len(in_test) <= 7
+    assert in_test[-1] - in_test[0] > len(in_test)  # not the last by name
+    assert task.provenance()["n_documents"] == 100
+    assert "not text" not in text_of(task, "train").decode()
+
+
+@pytest.mark.parametrize("sizes", [[500, 500, 500], [100_000, *[100] * 50]])
+def test_files_that_cannot_fill_the_splits_are_cut_by_position(tmp_path: Path, make: Any, sizes: list[int]) -> None:
+    contents = [words(i, size - 1) + b"\n" for i, size in enumerate(sizes)]
+    for i, content in enumerate(contents):
+        write(tmp_path / "text" / f"{i:02}.txt", content)
+    task = make(tmp_path / "text")
+    assert b"".join(text_of(task, split) for split in SPLITS) == b"".join(contents)
+    assert len(text_of(task, "test")) == pytest.approx(sum(sizes) * 0.05, abs=1)
+
+
+def test_documents_are_kept_apart_by_a_newline(tmp_path: Path, make: Any) -> None:
+    for name, content in {"a": b"aaaaaaaaaa", "b": b"bbbbbbbbb\n", "c": b"cccccccccc"}.items():
+        write(tmp_path / "text" / f"{name}.txt", content)
+    task = make(tmp_path / "text")
+    assert b"".join(text_of(task, split) for split in SPLITS) == b"aaaaaaaaaa\nbbbbbbbbb\ncccccccccc"
+
+
+def test_baselines(tmp_path: Path, make: Any) -> None:
+    task = make(write(tmp_path / "a.txt", b"ab" * 500))
+    p = 451 / (900 + 256)  # 450 of 900, and one more of each of 256
+    assert task.baselines()["uniform"] == 8.0
+    assert task.baselines()["unigram"] == pytest.approx(-torch.tensor(p).log2().item())
+    assert task.guess("unigram", torch.zeros(1, 8))[ord("a")] == pytest.approx(p)
+
+
+def test_a_split_too_large_to_copy_is_read_from_the_map(
+    tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "PAGE_BYTES", 16)
+    monkeypatch.setattr(corpus, "CHUNK_BYTES", 64)
+    task = make(write(tmp_path / "a.txt", words(0, 1000)), seq_len=100)  # windows longer than a chunk
+    copied = task.sample(64, stream(0, "train", 0, CPU), CPU)
+    monkeypatch.setattr(corpus, "RESIDENT_MAX_BYTES", 100)
+    mapped = task.sample(64, stream(0, "train", 0, CPU), CPU)
+    assert torch.equal(copied.inputs, mapped.inputs)
+    assert torch.equal(copied.targets, mapped.targets)
+
+
+def test_construction_reads_nothing_and_the_second_start_reads_no_document(
+    tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "missing.txt")
+    file = write(tmp_path / "a.txt", words(0, 1000))
+    first = make(file).provenance()
+    monkeypatch.setattr(documents.Files, "groups", lambda self: pytest.fail("read again"))
+    assert make(file).provenance() == first
+
+
+def test_an_edit_is_noticed(tmp_path: Path, make: Any) -> None:
+    file = write(tmp_path / "a.txt", words(0, 1000))
+    before = make(file).provenance()["sha256"]
+    write(file, words(1, 1000))
+    os.utime(file, ns=(1, 1))  # whatever the clock's resolution
+    assert make(file).provenance()["sha256"] == hashlib.sha256(words(1, 1000)).hexdigest() != before
+
+
+def test_copies_share_what_was_read(tmp_path: Path, make: Any) -> None:
+    task = make(write(tmp_path / "a.txt", words(0, 1000)))
+    assert task.with_length(16).for_split("test").corpus is task.corpus
+    assert (task.split, task.for_split("test").split) == ("train", "test")
+
+
+def test_two_processes_that_build_at_once_get_one_whole_corpus(tmp_path: Path) -> None:
+    class Slow(documents.Source):
+        """While it is being read, another process builds the same corpus from start to end."""
+
+        def __init__(self, rivals: int) -> None:
+            self.rivals = rivals
+
+        def fingerprint(self) -> str:
+            return ""
+
+        def groups(self) -> list[Iterator[bytes]]:
+            if self.rivals:
+                corpus._build(Slow(self.rivals - 1), tmp_path / "cache" / "slow", "slow")
+            return [iter([words(0, 100)])]
+
+    corpus._build(Slow(2), tmp_path / "cache" / "slow", "slow")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["slow"]
+    assert sorted(path.name for path in (tmp_path / "cache" / "slow").iterdir()) == ["bytes.arrow", "facts.json"]
+
+
+def test_the_cache_is_the_users(tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "a.txt", words(0, 1000))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert make(file, cache_dir=None).corpus.folder.parent == tmp_path / "xdg" / "arch_bench"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert make(file, cache_dir=None).corpus.folder.parent == tmp_path / "home" / ".cache" / "arch_bench"
+
+
+def test_the_standard_library_is_its_source_without_tests(make: Any) -> None:
+    source = documents.standard_library()
+    names = [file.relative_to(source.folder) for file in source.files]
+    assert len(names) > 300
+    assert Path("json/decoder.py") in names
+    assert not {part for name in names for part in name.parts} & documents.NOT_LIBRARY
+    assert isinstance(documents.find("stdlib", "*.txt", None, "text"), documents.Files)
+
+
+def one_line(error: pytest.ExceptionInfo[ValueError]) -> bool:
+    return "\n" not in str(error.value)
+
+
+def test_bad_paths_are_refused_in_one_line(tmp_path: Path, make: Any) -> None:
+    (tmp_path / "bare").mkdir()
+    refusals = {
+        make(tmp_path / "missing.txt"): "no such file or folder",
+        make(tmp_path / "bare"): r"matches task\.glob=\*\.txt",
+        make(write(tmp_path / "empty.txt", b"")): r"empty\.txt: no text for the train split \(0 bytes in all\)",
+        make(write(tmp_path / "tiny.txt", b"abc")): r"tiny\.txt: no text for the",
+        make(write(tmp_path / "a.txt", words(0, 99)), cache_dir=str(tmp_path / "empty.txt")): r"task\.cache_dir=",
+    }
+    for task, message in refusals.items():
+        for use in (task.provenance, task.baselines, lambda task=task: task.sample(1, stream(0, "train", 0, CPU), CPU)):
+            with pytest.raises(ValueError, match=message) as error:
+                use()
+            assert one_line(error)
+            assert "task.path=" in str(error.value)
+
+
+def test_a_split_shorter_than_a_window_is_refused(tmp_path: Path, make: Any) -> None:
+    task = make(write(tmp_path / "a.txt", words(0, 1000)), seq_len=50)
+    task.sample(1, stream(0, "train", 0, CPU), CPU)
+    with pytest.raises(ValueError, match=r"seq_len=50 is too long for the test split .* seq_len \+ 1 = 51 <= 50 bytes"):
+        task.for_split("test").sample(1, stream(0, "test", 0, CPU), CPU)
+    task.with_length(49).for_split("test").sample(1, stream(0, "test", 0, CPU), CPU)
+
+
+def test_the_hub_offline_is_refused_in_one_line(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"task\.path=wikitext is no file .* give a local path") as error:
+        make("wikitext", config_name="wikitext-2-raw-v1").provenance()
+    assert one_line(error)
+
+
+def test_without_a_network_the_hub_is_asked_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("Name or service\nnot known")
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("would retry for 23 s"))
+    with pytest.raises(ValueError, match=r"OSError: Name or service not known.* HF_HUB_OFFLINE=1") as error:
+        make("owner/name").provenance()
+    assert one_line(error)
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, splits: dict[str, list[str | None]]) -> None:
+    loaded = datasets.DatasetDict({name: datasets.Dataset.from_dict({"text": rows}) for name, rows in splits.items()})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config_name: loaded)
+
+
+def test_a_hub_data_set_keeps_its_own_splits(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(monkeypatch, {"test": ["three"], "train": ["öne\n", None, "two"], "validation": ["four", "five"]})
+    task = make("owner/name")
+    assert [text_of(task, split).decode() for split in SPLITS] == ["öne\ntwo", "four\nfive", "three"]
+    assert task.provenance()["n_documents"] == 5
+
+
+def test_a_hub_data_set_without_three_splits_is_cut_by_position(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(monkeypatch, {"train": ["a" * 80, "", "b" * 17 + "\n"]})
+    task = make("name")
+    assert [text_of(task, split) for split in SPLITS] == [b"a" * 80 + b"\n\n" + b"b" * 8, b"b" * 5, b"b" * 4 + b"\n"]
+
+
+def test_a_missing_text_column_is_named(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(monkeypatch, {"train": ["some text"]})
+    with pytest.raises(ValueError, match=r"task\.text_column=body is no text column .* choose from: text"):
+        make("name", text_column="body").provenance()
