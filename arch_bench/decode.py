@@ -25,7 +25,7 @@ def measure(cell: Cell, context_len: int) -> Outcome:
     positions end before the context does.
     """
     device = pick_device(cell.device)
-    memory = PeakMemory(device)
+    memory = PeakMemory(device, is_fresh=cell.isolate)
     watch = Stopwatch(device)
     n_tokens, batch_size = cell.decode.n_tokens, cell.decode.batch_size
     total = context_len + n_tokens

@@ -40,7 +40,9 @@ def call(function: Callable[..., T], *args: Any, time_limit_s: float) -> T:
     process.start()
     theirs.close()
     try:
-        return _receive(ours, process, time_limit_s)
+        answer = _receive(ours, process, time_limit_s)
+        process.join(timeout=10)  # it has answered; let it close what it opened
+        return answer
     finally:
         _end(process)
         ours.close()
@@ -68,7 +70,6 @@ def _how(exitcode: int) -> str:
 
 
 def _end(process: Any) -> None:
-    process.join(timeout=5 if process.exitcode is None and not process.is_alive() else 0.5)
     for end in (process.terminate, process.kill):
         if process.is_alive():
             end()
@@ -77,7 +78,7 @@ def _end(process: Any) -> None:
 
 def _serve(connection: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    threading.Thread(target=_exit_with_parent, args=(os.getppid(), connection), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
     try:
         answer = (True, function(*args))
     except Exception as error:
@@ -86,9 +87,8 @@ def _serve(connection: Connection, function: Callable[..., Any], args: tuple[Any
     connection.send(answer)
 
 
-def _exit_with_parent(server: int, connection: Connection) -> None:
+def _exit_with_parent(connection: Connection) -> None:
     """A parent that was killed closes its end of the pipe: end too, rather than measure for nobody."""
-    del server
     try:
         connection.recv()
     except (EOFError, OSError):

@@ -136,8 +136,9 @@ def warm_up(step: Callable[[], object], watch: Stopwatch, max_seconds: float, cl
 class PeakMemory:
     """Peak bytes since construction: allocated on CUDA, resident growth of this (fresh) process on the CPU."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, is_fresh: bool) -> None:
         self._device = device
+        self._is_fresh = is_fresh
         self._baseline = _peak_resident_bytes()
 
     def restart(self) -> None:
@@ -148,12 +149,12 @@ class PeakMemory:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self._device)
 
-    def read(self) -> int:
-        """Bytes."""
+    def read(self) -> int | None:
+        """Bytes; None on the CPU in a process that is not fresh, whose peak may be another model's."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             return torch.cuda.max_memory_allocated(self._device)
-        return _peak_resident_bytes() - self._baseline
+        return _peak_resident_bytes() - self._baseline if self._is_fresh else None
 
 
 def _peak_resident_bytes() -> int:

@@ -70,9 +70,10 @@ class Row:
 
 def save(row: Row, path: Path) -> None:
     """Write a row so that a reader sees all of it or none: temporary name, fsync, rename."""
+    text = json.dumps(dataclasses.asdict(row), indent=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        json.dump(dataclasses.asdict(row), file, indent=1)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     Path(file.name).replace(path)
@@ -87,9 +88,10 @@ def read(path: Path) -> Row:
 
 
 def load(folders: Iterable[Path]) -> list[Row]:
-    """Every row under the folders' `rows/`, oldest first; a file that is no row is named on stderr and skipped."""
+    """Every row in a folder named `rows` at or below the given ones, oldest first; a file that is no row is named on stderr and skipped."""
     rows = []
-    for path in sorted({path for folder in folders for path in folder.glob("**/rows/*.json")}):
+    paths = {path for folder in folders for path in folder.resolve().glob("**/*.json") if path.parent.name == "rows"}
+    for path in sorted(paths):
         try:
             rows.append(read(path))
         except ValueError as error:

@@ -26,7 +26,7 @@ def measure(cell: Cell, seq_len: int) -> Outcome:
     inside the same steps. Raises Unsupported when the task has no example of that length.
     """
     device = pick_device(cell.device)
-    memory = PeakMemory(device)
+    memory = PeakMemory(device, is_fresh=cell.isolate)
     step = TrainingStep(cell, seq_len, device)
     watch = Stopwatch(device)
     started = time.perf_counter()

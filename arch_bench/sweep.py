@@ -82,8 +82,9 @@ def _quality(m: dict[str, Any]) -> str:
 
 
 def _speed(m: dict[str, Any]) -> str:
-    memory = m["peak_mem_bytes"] / 2**20
-    return f"{m['train_step_ms']:.1f} ms a step, {m['tokens_per_s']:,.0f} tokens/s, {memory:,.0f} MiB"
+    peak = m["peak_mem_bytes"]
+    memory = f", {peak / 2**20:,.0f} MiB" if peak is not None else ""
+    return f"{m['train_step_ms']:.1f} ms a step, {m['tokens_per_s']:,.0f} tokens/s{memory}"
 
 
 def _decode(m: dict[str, Any]) -> str:

@@ -116,7 +116,7 @@ def test_order_is_a_stable_argsort() -> None:
     [
         ({"seq_len": 65}, "seq_len=65 is odd"),
         ({"seq_len": 30}, r"seq_len=30 is too short for task\.n_pairs=8: needs seq_len >= 4 \* n_pairs = 32"),
-        ({"vocab_size": 64}, r"task\.vocab_size=64 is too small for seq_len=64: needs vocab_size > seq_len"),
+        ({"vocab_size": 17}, r"task\.vocab_size=17 is too small for task\.n_pairs=8: needs vocab_size >= 2 \* n_pairs"),
         ({"n_pairs": 0}, r"task\.n_pairs=0 .* n_pairs >= 1"),
         ({"power_a": 0.0}, r"task\.power_a=0\.0 .* power_a > 0"),
         ({"filler": "noise"}, r"task\.filler=noise is unknown; choose from: zero, random"),
@@ -130,5 +130,6 @@ def test_knobs_that_do_not_fit(knobs: dict[str, Any], message: str) -> None:
 def test_a_longer_task_keeps_its_pairs() -> None:
     longer = make().with_length(128)
     assert (longer.n_pairs, longer.baselines()) == (8, make().baselines())
-    with pytest.raises(ValueError, match="vocab_size > seq_len"):
-        longer.with_length(256)
+    assert make(vocab_size=18).with_length(256).seq_len == 256
+    with pytest.raises(ValueError, match="seq_len=20 is too short"):
+        longer.with_length(20)

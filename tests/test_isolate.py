@@ -1,0 +1,105 @@
+"""A function in a fresh process: its result, its exception, its crash and its time limit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from arch_bench import isolate
+from arch_bench.config import ConfigError
+
+T = TypeVar("T")
+
+
+def add(a: int, b: int) -> tuple[int, int]:
+    return a + b, os.getpid()
+
+
+def refuse() -> None:
+    raise ConfigError("d_model=3: no")
+
+
+def die(how: int) -> None:
+    os.kill(os.getpid(), how)
+
+
+def leave() -> None:
+    os._exit(7)
+
+
+def hang() -> None:
+    time.sleep(600)
+
+
+def test_the_result_comes_from_another_process() -> None:
+    total, pid = isolate.call(add, 2, 3, time_limit_s=60)
+    assert total == 5
+    assert pid != os.getpid()
+    assert isolate.call(add, 2, 3, time_limit_s=60)[1] != pid
+
+
+def test_an_exception_crosses_over_with_its_traceback() -> None:
+    with pytest.raises(ConfigError, match="d_model=3: no") as caught:
+        isolate.call(refuse, time_limit_s=60)
+    assert "in refuse" in "".join(caught.value.__notes__)
+
+
+def test_a_crash_is_told_by_its_signal() -> None:
+    with pytest.raises(isolate.Crashed, match="SIGKILL.*out of memory"):
+        isolate.call(die, signal.SIGKILL, time_limit_s=60)
+    with pytest.raises(isolate.Crashed, match="SIGSEGV"):
+        isolate.call(die, signal.SIGSEGV, time_limit_s=60)
+    with pytest.raises(isolate.Crashed, match="exit code 7"):
+        isolate.call(leave, time_limit_s=60)
+
+
+def test_a_time_limit_ends_the_process() -> None:
+    with pytest.raises(isolate.TimedOut, match="stopped after 0.5 s"):
+        isolate.call(hang, time_limit_s=0.5)
+
+
+_PARENT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from arch_bench import isolate
+import test_isolate
+if __name__ == "__main__":
+    isolate.call(test_isolate.report_and_hang, sys.argv[2], time_limit_s=600)
+"""
+
+
+def report_and_hang(note: str) -> None:
+    Path(note).write_text(str(os.getpid()))
+    hang()
+
+
+def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT, str(Path(__file__).parent), str(note)])
+    child = wait_for(lambda: int(note.read_text() or 0) if note.exists() else 0)
+    parent.kill()
+    parent.wait()
+    assert wait_for(lambda: not is_alive(child))
+
+
+def wait_for(condition: Callable[[], T], seconds: float = 60.0) -> T:
+    end = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,106 @@
+"""The statistics of timing, on clocks that are made up."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from arch_bench.config import ConfigError
+from arch_bench.measure import (
+    PeakMemory,
+    Stopwatch,
+    Timing,
+    is_steady,
+    percentile,
+    pick_device,
+    pick_precision,
+    warm_up,
+)
+
+CPU = torch.device("cpu")
+
+
+class FakeClock:
+    """Time passes only when a step takes it."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_summary_is_median_and_spread() -> None:
+    times = [float(t) for t in range(1, 12)]
+    assert Timing([*times[::-1]]).summary("step") == {"step_ms": 6.0, "step_ms_p10": 2.0, "step_ms_p90": 10.0}
+
+
+@pytest.mark.parametrize(("percent", "expected"), [(0, 1.0), (50, 2.5), (100, 4.0), (90, 3.7)])
+def test_percentile_interpolates(percent: float, expected: float) -> None:
+    assert percentile([4.0, 1.0, 3.0, 2.0], percent) == pytest.approx(expected)
+
+
+def test_one_outlier_moves_no_median() -> None:
+    assert Timing([1.0] * 19 + [1000.0]).summary("x")["x_ms"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [([1.0] * 5, True), ([1.0] * 4, False), ([9.0, 1.0, 1.0, 1.0, 1.02, 1.03], True), ([1.0, 1.0, 1.0, 1.0, 1.1], False)],
+)
+def test_steady_is_five_times_within_5_percent(times: list[float], expected: bool) -> None:
+    assert is_steady(times) is expected
+
+
+def test_warm_up_goes_on_until_steady() -> None:
+    clock = FakeClock()
+    costs = iter([9.0, 5.0, 3.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+
+    def step() -> None:
+        clock.now += next(costs)
+
+    assert warm_up(step, Stopwatch(CPU), max_seconds=1e9, clock=clock) == 8
+
+
+def test_warm_up_gives_up_on_a_noisy_machine() -> None:
+    clock, costs = FakeClock(), itertools.cycle([1.0, 2.0])
+
+    def step() -> None:
+        clock.now += next(costs)
+
+    assert warm_up(step, Stopwatch(CPU), max_seconds=1e9, clock=clock) == 60
+    assert warm_up(step, Stopwatch(CPU), max_seconds=2.0, clock=clock) == 3
+
+
+def test_marks_on_the_cpu_are_clock_readings() -> None:
+    clock = FakeClock()
+    watch = Stopwatch(CPU, clock)
+    start = watch.mark()
+    clock.now += 0.25
+    assert watch.between_ms(start, watch.mark()) == pytest.approx(250.0)
+
+
+def test_peak_memory_sees_a_tensor() -> None:
+    memory = PeakMemory(CPU, is_fresh=True)
+    before = memory.read()
+    assert before is not None
+    block = torch.ones(400_000_000, dtype=torch.uint8)  # larger than anything the suite held before
+    after = memory.read()
+    assert after is not None
+    assert after - before > 0.2 * block.numel()
+
+
+def test_peak_memory_of_a_used_process_is_unknown_on_the_cpu() -> None:
+    assert PeakMemory(CPU, is_fresh=False).read() is None
+
+
+def test_devices_and_precisions() -> None:
+    assert pick_device("cpu") == CPU
+    assert pick_precision("auto", CPU) == "fp32"
+    assert pick_precision("auto", torch.device("cuda")) == "bf16"
+    assert pick_precision("bf16", CPU) == "bf16"
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="device=cuda: not on this machine; choose from: auto, cpu"):
+            pick_device("cuda")

@@ -1,0 +1,239 @@
+"""One cell from config to rows: what is measured, skipped, and written when something goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arch_bench import results, run
+from arch_bench.config import Cell, ConfigError, cell_of, compose
+from arch_bench.guard import Diverged, guarded
+from arch_bench.ops.kernel import Unsupported
+from arch_bench.results import Outcome, Row
+
+TINY = [
+    "logger=none",
+    "isolate=false",
+    "seq_len=16",
+    "d_model=16",
+    "n_layers=1",
+    "task.n_pairs=2",
+    "task.vocab_size=64",
+    "trainer.max_steps=4",
+    "trainer.batch_size=4",
+    "trainer.val_every=2",
+    "trainer.n_val_batches=1",
+    "trainer.n_test_batches=2",
+    "speed.lengths=[16,32]",
+    "speed.tokens_per_step=64",
+    "speed.n_steps=3",
+    "decode.lengths=[16]",
+    "decode.n_tokens=4",
+]
+
+
+def tiny(folder: Path, *overrides: str) -> Cell:
+    return cell_of(compose([*TINY, f"results_dir={folder}", *overrides]))
+
+
+def measured(cell: Cell) -> list[Row]:
+    said: list[Row] = []
+    rows = run.run_cell(cell, said.append)
+    assert said == rows
+    return rows
+
+
+def test_a_cell_gives_one_row_per_kind_and_length(tmp_path: Path) -> None:
+    rows = measured(tiny(tmp_path))
+    assert [(row.kind, row.seq_len) for row in rows] == [
+        ("speed", 16),
+        ("speed", 32),
+        ("decode", 16),
+        ("quality", 16),
+        ("quality", 32),
+        ("quality", 64),
+    ]
+    assert {row.status for row in rows} == {"ok"}
+    assert sorted(results.load([tmp_path]), key=str) == sorted(rows, key=str)
+    assert len({row.key for row in rows}) == 1
+
+
+def test_rows_carry_metrics_and_provenance(tmp_path: Path) -> None:
+    speed, _, decode, quality, *_ = measured(tiny(tmp_path))
+    for name in ("forward_ms", "forward_backward_ms", "train_step_ms", "tokens_per_s"):
+        assert speed.metrics[name] > 0, name  # type: ignore[operator]
+    assert speed.metrics["forward_ms"] < speed.metrics["forward_backward_ms"] < speed.metrics["train_step_ms"]  # type: ignore[operator]
+    assert speed.metrics["tokens_per_step"] == 64
+    assert decode.metrics["ms_per_token"] > 0  # type: ignore[operator]
+    assert decode.metrics["state_bytes"] == 8 + 2 * 16 * 16 * 4 + 8  # position, keys and values, position of the ring
+    assert 0 <= quality.metrics["token_accuracy"] <= 1  # type: ignore[operator]
+    assert quality.metrics["baseline_value_set"] == 0.5
+    assert quality.metrics["steps"] == 4
+    assert speed.metrics["n_params"] == quality.metrics["n_params"]
+    assert speed.metrics["peak_mem_bytes"] is None  # this process is not fresh
+    for row in (speed, decode, quality):
+        assert row.kernel == "sdpa"
+        assert row.precision == "fp32" or row.device != "cpu"
+        assert row.versions["torch"]
+        assert row.config["backbone_name"] == "transformer"
+        assert row.commit == "" or len(row.commit) == 40
+
+
+def test_a_second_run_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = measured(tiny(tmp_path))
+    monkeypatch.setattr(run, "run_shape", None)
+    assert measured(tiny(tmp_path)) == first
+
+
+def test_a_second_run_fills_gaps_and_replaces_torn_rows(tmp_path: Path) -> None:
+    first = measured(tiny(tmp_path, "phases=[speed,decode]"))
+    cell = run.settle(tiny(tmp_path, "phases=[speed,decode]"))
+    run.row_path(cell, "speed", 32).unlink()
+    run.row_path(cell, "decode", 16).write_text('{"torn": ')
+    second = measured(cell)
+    assert second[0] == first[0]
+    assert second[1] != first[1]
+    assert len(results.load([tmp_path])) == 3
+
+
+def test_rerun_measures_again(tmp_path: Path) -> None:
+    first = measured(tiny(tmp_path, "phases=[decode]"))
+    assert measured(tiny(tmp_path, "phases=[decode]", "rerun=true"))[0].metrics != first[0].metrics
+
+
+def test_training_is_deterministic_and_sees_the_seed(tmp_path: Path) -> None:
+    scores = [
+        measured(tiny(tmp_path / str(i), "phases=[quality]", f"seed={seed}"))[0].metrics["loss_nats"]
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    assert scores[0] == scores[1] != scores[2]
+
+
+def test_a_solved_task_ends_early_and_says_when(tmp_path: Path) -> None:
+    shared = [override for override in TINY if not override.startswith(("task.", "trainer."))]
+    easy = ["task=copy_memory", "task.n_data=1", "task.n_symbols=2", "eval_scales=[1]", "phases=[quality]"]
+    schedule = ["optim.lr=0.01", "trainer.max_steps=400", "trainer.val_every=20", "trainer.stop_at=0.99"]
+    cell = cell_of(compose([*shared, *easy, *schedule, f"results_dir={tmp_path}"]))
+    (row,) = measured(cell)
+    assert row.metrics["steps_to_99"] == row.metrics["steps"] < 400  # type: ignore[operator]
+    assert row.metrics["token_accuracy"] > 0.95  # type: ignore[operator]
+
+
+def test_lengths_that_cannot_be_are_rows_too(tmp_path: Path) -> None:
+    rows = measured(tiny(tmp_path, "phases=[quality]", "backbone.positions=learned"))
+    assert [row.status for row in rows] == ["ok", "unsupported", "unsupported"]
+    assert "positions=learned" in rows[1].reason
+
+
+def test_a_missing_kernel_is_a_row(tmp_path: Path) -> None:
+    (row,) = measured(tiny(tmp_path, "phases=[decode]", "backbone=local_attention", "kernel=flex"))
+    assert row.status == "unsupported"
+    assert "kernel=flex" in row.reason
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["task.n_pairs=9"], "task=mqar: seq_len=16 is too short for task.n_pairs=9"),
+        (["backbone.mixer.n_heads=3"], "backbone=transformer: n_heads=3 must divide d_model=16"),
+        (["backbone.mixer.n_heads=x"], "backbone.mixer.n_heads=x: input should be a valid integer"),
+        (["kernel=warp"], "kernel=warp is unknown here; choose from: auto, sdpa, reference"),
+        (["backbone.positions=polar"], "backbone.positions=polar: input should be 'none', 'learned'"),
+        (["task=text", "task.path=/no/such/corpus"], "/no/such/corpus"),
+    ],
+)
+def test_mistakes_name_the_key(tmp_path: Path, overrides: list[str], words: str) -> None:
+    chosen = [o for o in TINY if not (overrides[0] == "task=text" and o.startswith("task."))]
+    cell = cell_of(compose([*chosen, f"results_dir={tmp_path}", *overrides]))
+    with pytest.raises(ConfigError) as caught:
+        measured(cell)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("d_model=abc", "d_model=abc: input should be a valid integer"),
+        ("d_model=0", "d_model=0: input should be greater than or equal to 1"),
+        ("step=warp", "step=warp: input should be 'auto', 'eager' or 'compiled'"),
+        ("phases=[speed,loud]", "phases.1=loud: input should be 'quality', 'speed' or 'decode'"),
+        ("optim.lr=-1", "optim.lr=-1: input should be greater than 0"),
+        ("trainer.max_steps=1.5", "trainer.max_steps=1.5: input should be a valid integer"),
+        ("eval_scales=[]", "eval_scales=[]: list should have at least 1 item"),
+    ],
+)
+def test_impossible_dials(override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        cell_of(compose([override]))
+    assert words in str(caught.value)
+
+
+def _die(*_: Any) -> list[Row]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return []
+
+
+def _hang(*_: Any) -> list[Row]:
+    signal.pause()
+    return []
+
+
+def test_a_fresh_process_knows_its_memory(tmp_path: Path) -> None:
+    overrides = ["isolate=true", "phases=[speed]", "speed.lengths=[512]", "speed.tokens_per_step=16384", "d_model=64"]
+    (row,) = measured(tiny(tmp_path, *overrides))
+    assert row.metrics["peak_mem_bytes"] > 16384 * 64 * 4  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("fate", "status", "reason"), [(_die, "crashed", "SIGKILL"), (_hang, "timeout", "0.5 s")])
+def test_a_process_that_ends_badly_is_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fate: Any, status: str, reason: str
+) -> None:
+    monkeypatch.setattr(run, "run_shape", fate)
+    rows = measured(tiny(tmp_path, "isolate=true", "phases=[speed]", "time_limit_s=0.5"))
+    assert [(row.status, row.seq_len) for row in rows] == [(status, 16), (status, 32)]
+    assert reason in rows[0].reason
+    assert len(results.load([tmp_path])) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(Unsupported("no"), "unsupported"), (Diverged("nan"), "diverged"), ("oom", "oom")]
+)
+def test_the_guard_knows_what_is_no_bug(error: Any, status: str) -> None:
+    import torch
+
+    def fail() -> list[Outcome]:
+        raise torch.OutOfMemoryError("2 GiB\nmore") if error == "oom" else error
+
+    outcomes = guarded(fail, [64, 128], "sdpa")
+    assert [(o.status, o.seq_len, o.kernel) for o in outcomes] == [(status, 64, "sdpa"), (status, 128, "sdpa")]
+    assert "\n" not in outcomes[0].reason
+
+
+def test_the_guard_lets_bugs_through() -> None:
+    def fail() -> list[Outcome]:
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        guarded(fail, [1])
+
+
+def test_a_bug_names_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> list[Row]:
+        raise KeyError("bug")
+
+    monkeypatch.setattr(run, "run_shape", broken)
+    with pytest.raises(KeyError) as caught:
+        measured(tiny(tmp_path))
+    assert any("transformer on mqar" in note for note in caught.value.__notes__)
+
+
+def test_a_loss_that_is_no_number_diverges(tmp_path: Path) -> None:
+    rows = measured(tiny(tmp_path, "phases=[quality]", "optim.lr=1e30", "trainer.max_steps=40", "optim.clip_norm=0"))
+    assert {row.status for row in rows} == {"diverged"}
+    assert "step" in rows[0].reason
