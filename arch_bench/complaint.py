@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from hydra.errors import ConfigCompositionException, MissingConfigException
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 _INTERNAL = {"hydra", "backbone_name", "task_name"}
@@ -20,9 +20,11 @@ def one_line(error: BaseException) -> str:
             return _unknown_key(error.__cause__)
         case OmegaConfBaseException():
             return _unknown_key(error)
+        case OverrideParseException():
+            return f"{error.override}: {_flat(str(error).splitlines()[0])}; quote it for the shell if it has brackets"
         case OSError():
             return f"{error.filename or 'results_dir'}: {error.strerror or error}"
-    return " ".join(str(error).split())
+    return _flat(str(error))
 
 
 def _unknown_option(error: MissingConfigException) -> str:
@@ -30,7 +32,7 @@ def _unknown_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     known = [name for name in error.options or [] if not name.startswith("_")]
     if not group:
-        return " ".join(str(error).split())
+        return _flat(str(error))
     return f"{group}={option} does not exist; choose from: {', '.join(known)}{_guess(option, known)}"
 
 
@@ -38,10 +40,14 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     """`task.n_pais=3` and the like."""
     key, parent = error.full_key or str(error.key or ""), error.parent_node
     if parent is None or not key or "not in struct" not in str(error):
-        return " ".join(str(error).split("\n    ", 1)[0].split())
+        return _flat(str(error).split("\n    ", 1)[0])
     known = [str(name) for name in parent if not str(name).startswith("_") and str(name) not in _INTERNAL]
     owner = f"{key.rpartition('.')[0]} has" if "." in key else "there are"
     return f"{key} is not a key; {owner}: {', '.join(known)}{_guess(key.rpartition('.')[2], known)}"
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _guess(typed: str, known: Iterable[str]) -> str:

@@ -1,0 +1,120 @@
+"""What a user types, in a real process: help, a cell, a sweep, mistakes, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from arch_bench import results
+from arch_bench.complaint import one_line
+from arch_bench.config import CONF
+from arch_bench.usage import GROUPS, options
+
+TINY = (
+    "logger=none isolate=false seq_len=16 d_model=16 n_layers=1 task.n_pairs=2 task.vocab_size=64 eval_scales=[1] "
+    "trainer.max_steps=2 trainer.batch_size=4 trainer.val_every=2 phases=[quality]"
+).split()
+
+
+def arch_bench(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "arch_bench", *args]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_help_lists_groups_and_dials(tmp_path: Path) -> None:
+    text = arch_bench("--help", cwd=tmp_path).stdout
+    for group in GROUPS:
+        assert re.search(rf"^  {group} ", text, re.MULTILINE), group
+        for option in options(CONF, group):
+            assert option in text
+    for dial in ("seq_len", "d_model", "n_layers", "seed", "precision", "kernel", "step", "phases", "eval_scales"):
+        assert re.search(rf"^  {dial}: .*#", text, re.MULTILINE), dial
+    assert "_block" not in text
+    assert "$" not in text
+
+
+def test_the_composed_config_can_be_seen(tmp_path: Path) -> None:
+    done = arch_bench("backbone=lstm", "--cfg", "job", "--resolve", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "_target_: arch_bench.mixers.recurrent.LSTM" in done.stdout
+    assert "backbone_name: lstm" in done.stdout
+
+
+def test_the_command_module_imports_nothing_slow() -> None:
+    code = (
+        "import sys, arch_bench.cli; print([m for m in ('torch', 'lightning', 'wandb', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_sweep_prints_each_cell_and_writes_its_report(tmp_path: Path) -> None:
+    sweep = ["-m", *TINY, "backbone=lstm,transformer", "seed=0,1"]
+    done = arch_bench(*sweep, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [f"[{i}/4]" in done.stdout for i in (1, 2, 3, 4)] == [True] * 4
+    assert len(results.load([tmp_path / "results"])) == 4
+    assert (tmp_path / "results" / "adhoc" / "report.html").exists()
+    assert (tmp_path / "results" / "adhoc" / "report.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["backbone=mamb"], f"backbone=mamb does not exist; choose from: {', '.join(options(CONF, 'backbone'))}"),
+        (["task.n_pais=3"], "task.n_pais is not a key; task has: seq_len, n_pairs"),
+        (["dmodel=3"], "(did you mean d_model?)"),
+        (["d_model=abc"], "d_model=abc: input should be a valid integer"),
+        (
+            ["seq_len=16", "task.n_pairs=5"],
+            "seq_len=16 is too short for task.n_pairs=5: needs seq_len >= 4 * n_pairs = 20",
+        ),
+        (["backbone.mixer.n_heads=3"], "n_heads=3 must divide d_model=16"),
+        (["optim.lr=[oops"], "optim.lr=[oops: "),
+        (["results_dir=blocked/here"], "blocked"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, args: list[str], words: str) -> None:
+    (tmp_path / "blocked").write_text("a file where a folder should be")
+    done = arch_bench(*TINY, *args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_an_impossible_cell_does_not_end_a_sweep(tmp_path: Path) -> None:
+    done = arch_bench("-m", *TINY, "task.n_pairs=5,2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "needs seq_len >= 4 * n_pairs" in done.stderr
+    assert len(results.load([tmp_path / "results"])) == 1
+
+
+def test_ctrl_c_is_one_line_and_keeps_rows(tmp_path: Path) -> None:
+    args = [*(a for a in TINY if not a.startswith(("isolate", "phases", "trainer.max_steps")))]
+    long = [*args, "trainer.max_steps=1000000", "decode.lengths=[16]", "decode.n_tokens=4", "phases=[decode,quality]"]
+    command = [sys.executable, "-m", "arch_bench", *long]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    end = time.monotonic() + 60
+    while not list(tmp_path.rglob("*-decode-*.json")) and time.monotonic() < end:
+        time.sleep(0.1)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to the whole group
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; finished rows are kept" in stderr
+    assert "Traceback" not in stderr
+    assert len(results.load([tmp_path / "results"])) == 1
+
+
+def test_file_system_errors_name_the_file() -> None:
+    assert one_line(PermissionError(13, "Permission denied", "/data/x")) == "/data/x: Permission denied"
