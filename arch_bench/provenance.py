@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from functools import cache
@@ -25,7 +26,12 @@ def versions() -> dict[str, str]:
 
 @cache
 def commit() -> tuple[str, bool]:
-    """(commit, whether tracked files differ from it) of the checkout this code runs from; ("", False) outside one."""
+    """(commit, whether tracked files differ from it) of the checkout this code runs from.
+
+    A copy without its history (a container, a remote machine) is told by ARCH_BENCH_COMMIT; else it is ("", False).
+    """
+    if told := os.environ.get("ARCH_BENCH_COMMIT"):
+        return told, False
     head = _git("rev-parse", "HEAD")
     return head, bool(head) and bool(_git("status", "--porcelain", "--untracked-files=no"))
 

@@ -88,7 +88,10 @@ def read(path: Path) -> Row:
 
 
 def load(folders: Iterable[Path]) -> list[Row]:
-    """Every row in a folder named `rows` at or below the given ones, oldest first; a file that is no row is named on stderr and skipped."""
+    """Every row in a folder named `rows` at or below the given ones, oldest first.
+
+    A file that is no row is named on stderr and skipped.
+    """
     rows = []
     paths = {path for folder in folders for path in folder.resolve().glob("**/*.json") if path.parent.name == "rows"}
     for path in sorted(paths):

@@ -17,10 +17,20 @@ from arch_bench.complaint import one_line
 from arch_bench.config import CONF
 from arch_bench.usage import GROUPS, options
 
-TINY = (
-    "logger=none isolate=false seq_len=16 d_model=16 n_layers=1 task.n_pairs=2 task.vocab_size=64 eval_scales=[1] "
-    "trainer.max_steps=2 trainer.batch_size=4 trainer.val_every=2 phases=[quality]"
-).split()
+TINY = [
+    "logger=none",
+    "isolate=false",
+    "seq_len=16",
+    "d_model=16",
+    "n_layers=1",
+    "task.n_pairs=2",
+    "task.vocab_size=64",
+    "eval_scales=[1]",
+    "trainer.max_steps=2",
+    "trainer.batch_size=4",
+    "trainer.val_every=2",
+    "phases=[quality]",
+]
 
 
 def arch_bench(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:

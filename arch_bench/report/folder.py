@@ -1,0 +1,152 @@
+"""The folder of a report: page, Markdown, figures and the rows as CSV, each file whole or not there."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from arch_bench.report import metrics, panels, provenance, tables
+from arch_bench.report.dials import flatten
+from arch_bench.report.findings import findings
+from arch_bench.report.panels import Panel
+from arch_bench.report.study import Study
+from arch_bench.report.style import SVG_DASHES, SVG_SHAPES, Style
+from arch_bench.results import Row
+
+
+@dataclass(frozen=True)
+class Section:
+    """One figure: rows of panels, and the styles that its legend explains."""
+
+    stem: str
+    title: str
+    caption: str
+    x_label: str
+    rows: list[list[Panel]]
+    styles: dict[str, Style]
+
+
+def build(rows: list[Row], out: Path, title: str) -> Path:
+    """Write a report of `rows` into `out` and return the path of its page, which is written last."""
+    return write(rows, out, title)[0]
+
+
+def write(rows: list[Row], out: Path, title: str) -> list[Path]:
+    """`build`, returning every path written, the page first. Raises ValueError without rows."""
+    if not rows:
+        raise ValueError("no rows to report on")
+    study = Study(rows)
+    shown = sections(study)
+    files: dict[str, bytes] = {"rows.csv": rows_csv(study.rows)}
+    files |= _figures(shown)
+    known = {f"figures/{stem}.{ending}" for stem in ("quality", "training", "decoding") for ending in ("png", "svg")}
+    context = _context(study, shown, title)
+    files["report.md"] = _render("report.md.j2", context).encode()
+    files["report.html"] = _render("page.html.j2", context | _page_context(shown)).encode()
+    for name in sorted(known - files.keys()):
+        (out / name).unlink(missing_ok=True)
+    return [_replace(out / name, content) for name, content in files.items()][::-1]
+
+
+def sections(study: Study) -> list[Section]:
+    """Quality, training, decoding: those that the rows have something for."""
+    quality_caption = "What each backbone scores, against the length it is tested at."
+    if any(curve.is_faint for row in panels.quality(study) for panel in row for curve in panel.curves):
+        quality_caption += " Dotted lines leave a training length for lengths that were not trained on."
+    drafts = [
+        ("quality", "Quality", quality_caption, "sequence length, tokens", panels.quality(study)),
+        ("training", "Cost of training", "Throughput, time of one optimiser step, and peak memory, by sequence length.",
+         "sequence length, tokens", panels.costs(study, metrics.TRAINING)),
+        ("decoding", "Cost of decoding", "Time per token, time to read the prompt, and the state carried, by context.",
+         "context, tokens", panels.costs(study, metrics.DECODING)),
+    ]  # fmt: skip
+    return [Section(*draft, styles=_styles(study, draft[-1])) for draft in drafts if draft[-1]]
+
+
+def _styles(study: Study, rows: Sequence[Sequence[Panel]]) -> dict[str, Style]:
+    """The series that the panels show, in reading order."""
+    found = {curve.series for row in rows for panel in row for curve in panel.curves if curve.points}
+    found |= {mark.series for row in rows for panel in row for mark in panel.marks}
+    return {name: study.style(name) for name in study.labels.series if name in found}
+
+
+def _figures(shown: Sequence[Section]) -> dict[str, bytes]:
+    from arch_bench.report import figures  # matplotlib takes a third of a second, which the summary need not wait for
+
+    files = {}
+    for section in shown:
+        for ending, content in figures.draw(section.rows, section.styles, section.x_label).items():
+            files[f"figures/{section.stem}.{ending}"] = content
+    return files
+
+
+def _context(study: Study, shown: Sequence[Section], title: str) -> dict[str, Any]:
+    """What both templates show."""
+    every = [tables.scores(study, metrics.ACCURACY), tables.scores(study, metrics.BITS_PER_BYTE)]
+    every += [tables.training(study), tables.decoding(study), tables.failures(study)]
+    return {
+        "title": title,
+        "findings": findings(study),
+        "sections": shown,
+        "tables": [table for table in every if table],
+        "provenance": provenance.provenance(study),
+        "method": provenance.METHOD,
+    }
+
+
+def _page_context(shown: Sequence[Section]) -> dict[str, Any]:
+    """What only the page needs: the interactive figures and the script that draws them."""
+    from plotly.offline import get_plotlyjs
+
+    from arch_bench.report.plots import plot
+
+    plots = [[[plot(panel) for panel in row] for row in section.rows] for section in shown]
+    return {"plots": plots, "script": get_plotlyjs(), "shapes": SVG_SHAPES, "dashes": SVG_DASHES}
+
+
+def _render(template: str, context: dict[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=template.endswith(".html.j2"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(context)
+
+
+def rows_csv(rows: Sequence[Row]) -> bytes:
+    """One line per row, nested columns flattened to dotted names."""
+    lines = [flatten({name: getattr(row, name) for name in _FIELDS}) for row in rows]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue().encode()
+
+
+_FIELDS = [field.name for field in dataclasses.fields(Row)]
+
+
+def _replace(path: Path, content: bytes) -> Path:
+    """Write so that a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        try:
+            file.write(content)
+            file.close()
+            Path(file.name).chmod(0o644)
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+    return path

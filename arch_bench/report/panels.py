@@ -1,0 +1,263 @@
+"""What each panel shows, in data coordinates: computed once, drawn by matplotlib and by Plotly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from arch_bench.report import metrics, ticks, units
+from arch_bench.report.metrics import Metric
+from arch_bench.report.study import Group, Point, Study
+from arch_bench.report.style import Style
+
+ROW = 0.075
+"""Height of one series in the band of failures, as a share of the panel."""
+
+
+LEAST_SPAN = 0.25
+"""The share of a linear axis that measured values keep when a baseline widens it."""
+
+
+class Tick(NamedTuple):
+    value: float
+    text: str
+
+
+class Mark(NamedTuple):
+    """A failure of one series at one length."""
+
+    length: int
+    y: float
+    status: str
+    text: str
+    """The status where it is written out: once per run of equal ones."""
+    side: str
+    """Which side of the mark the text stands on: left or right."""
+    series: str
+    style: Style
+
+
+@dataclass(frozen=True)
+class Curve:
+    series: str
+    style: Style
+    points: dict[int, Point]
+    is_faint: bool = False
+    """Tested at lengths it was not trained at, in a panel with several training lengths."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    name: str
+    points: dict[int, float]
+    """Empty if it lies off the scale: the label is drawn alone, at the edge."""
+    label: str
+    label_share: float
+    """Height of the label, as a share of the panel; above 1 where labels are stacked over the top edge."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: x is always a sequence length on a log2 scale."""
+
+    task: str
+    metric: Metric
+    curves: list[Curve]
+    x_range: tuple[float, float]
+    x_ticks: list[Tick]
+    y_range: tuple[float, float]
+    y_ticks: list[Tick]
+    baselines: list[Baseline] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+    band: tuple[float, float] | None = None
+    """Where failures are drawn: beyond the worst value."""
+    trained_at: int | None = None
+    """The training length, if the panel has one."""
+
+
+class Scale:
+    """Shares of a panel's height <-> values, on a linear or a log axis."""
+
+    def __init__(self, low: float, high: float, is_log: bool) -> None:
+        self.is_log = is_log
+        self.low, self.high = self._to(low), self._to(high)
+
+    def at(self, share: float) -> float:
+        position = self.low + share * (self.high - self.low)
+        return 10.0**position if self.is_log else position
+
+    def share(self, value: float) -> float:
+        return (self._to(value) - self.low) / (self.high - self.low)
+
+    def _to(self, value: float) -> float:
+        return math.log10(value) if self.is_log else value
+
+
+def panel(study: Study, task: str, metric: Metric, may_be_empty: bool = False) -> Panel | None:
+    """One task's panel of one metric; None without a value, unless it may show nothing but failures."""
+    groups = [group for group in study.groups(metric.kind, task) if _has_something(study, group, metric)]
+    has_values = any(group in study.points(metric) for group in groups)
+    if not groups or not (has_values or may_be_empty):
+        return None
+    curves, trained_at = _curves(study, groups, metric)
+    lengths = _lengths(study, groups, metric)
+    guesses = study.baselines(task) if metric.kind == "quality" else {}
+    inner = _inner_range(curves, guesses, metric)
+    failing = _failing(study, groups, metric)
+    scale, band = _with_band(Scale(*inner, metric.is_log), len(failing), metric.is_higher_better)
+    return Panel(
+        task=task,
+        metric=metric,
+        curves=curves,
+        x_range=_x_range(lengths),
+        x_ticks=[Tick(length, units.length(length)) for length in ticks.thinned(lengths)],
+        y_range=(scale.at(0), scale.at(1)),
+        y_ticks=[Tick(value, _tick_text(metric, value)) for value in ticks.ticks(*inner, metric)] if has_values else [],
+        baselines=_baselines(guesses, inner, scale, metric),
+        marks=_marks(study, groups, metric, scale),
+        band=band,
+        trained_at=trained_at,
+    )
+
+
+def quality(study: Study) -> list[list[Panel]]:
+    """One row with a panel per task."""
+    row = [panel(study, task, study.headline(task), may_be_empty=True) for task in study.tasks("quality")]
+    return [kept] if (kept := [each for each in row if each]) else []
+
+
+def costs(study: Study, chosen: Sequence[Metric]) -> list[list[Panel]]:
+    """A row per task, with a panel per metric; a task where everything failed has one panel that says so."""
+    rows = []
+    for task in study.tasks(chosen[0].kind):
+        found = [panel(study, task, metric) for metric in chosen]
+        if not any(found):
+            found = [panel(study, task, chosen[0], may_be_empty=True)]
+        rows.append([each for each in found if each])
+    return [row for row in rows if row]
+
+
+def _has_something(study: Study, group: Group, metric: Metric) -> bool:
+    return group in study.points(metric) or bool(_failures(study, group, metric))
+
+
+def _failures(study: Study, group: Group, metric: Metric) -> dict[int, str]:
+    found = {n: study.trouble(metric.kind, group, n) for n in sorted(study.index[metric.kind][group])}
+    return {length: text for length, text in found.items() if text}
+
+
+def _lengths(study: Study, groups: Sequence[Group], metric: Metric) -> list[int]:
+    return sorted({length for group in groups for length in study.index[metric.kind][group]})
+
+
+def _failing(study: Study, groups: Sequence[Group], metric: Metric) -> list[str]:
+    """The series with a failure, each once."""
+    return list(dict.fromkeys(group.series for group in groups if _failures(study, group, metric)))
+
+
+def _curves(study: Study, groups: Sequence[Group], metric: Metric) -> tuple[list[Curve], int | None]:
+    """One line per series; with several training lengths, a line through them and a faint one from each onwards."""
+    points = {group: study.points(metric).get(group, {}) for group in groups}
+    trained = {group.train_seq_len for group in groups}
+    if len(trained) == 1:
+        return [_curve(study, group.series, points[group]) for group in groups], next(iter(trained)) or None
+    curves = []
+    for series in dict.fromkeys(group.series for group in groups):
+        own = [group for group in groups if group.series == series]
+        spine = {
+            group.train_seq_len: points[group][group.train_seq_len]
+            for group in own
+            if group.train_seq_len in points[group]
+        }
+        curves.append(_curve(study, series, spine))
+        curves += [_curve(study, series, points[group], is_faint=True) for group in own if len(points[group]) > 1]
+    return curves, None
+
+
+def _curve(study: Study, series: str, points: dict[int, Point], is_faint: bool = False) -> Curve:
+    return Curve(series, study.style(series), dict(sorted(points.items())), is_faint)
+
+
+def _inner_range(curves: Sequence[Curve], guesses: dict[str, dict[int, float]], metric: Metric) -> tuple[float, float]:
+    """The range that values take; of the baselines only the best one may widen it, and not too much."""
+    if metric is metrics.ACCURACY:
+        return -0.03, 1.03
+    points = [point for curve in curves for point in curve.points.values()]
+    values = [y for point in points for y in (point.value, point.low, point.high) if y is not None]
+    low, high = min(values, default=1.0), max(values, default=10.0)
+    best = min((min(of.values()) for of in guesses.values()), default=high)
+    if high - low >= LEAST_SPAN * (max(high, best) - min(low, best)) or high == low:
+        low, high = min(low, best), max(high, best)
+    if not metric.is_log:
+        margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+        return low - margin, high + margin
+    margin = max(1.15, 2 / math.sqrt(high / low))  # at least a factor of four from bottom to top
+    return low / margin, high * margin
+
+
+def _with_band(inner: Scale, n_failing: int, is_at_bottom: bool) -> tuple[Scale, tuple[float, float] | None]:
+    """Widen a scale by a band for failures on its worse side."""
+    if not n_failing:
+        return inner, None
+    height = min(ROW * n_failing, 0.4)
+    outer = inner.at(-height / (1 - height)) if is_at_bottom else inner.at(1 / (1 - height))
+    edges = (outer, inner.at(1)) if is_at_bottom else (inner.at(0), outer)
+    scale = Scale(*edges, inner.is_log)
+    return scale, ((scale.at(0), scale.at(height)) if is_at_bottom else (scale.at(1 - height), scale.at(1)))
+
+
+def _x_range(lengths: Sequence[int]) -> tuple[float, float]:
+    margin = (max(lengths) / min(lengths)) ** 0.06 if len(lengths) > 1 else 2.0
+    return min(lengths) / margin, max(lengths) * margin
+
+
+def _tick_text(metric: Metric, value: float) -> str:
+    if metric is metrics.ACCURACY:
+        return f"{100 * value:.0f} %"
+    return f"{value:g}" if metric is metrics.BITS_PER_BYTE else metric.show(value)
+
+
+def _baselines(
+    guesses: dict[str, dict[int, float]], inner: tuple[float, float], scale: Scale, metric: Metric
+) -> list[Baseline]:
+    """Dashed lines, their labels at the right end and pushed apart where they would touch."""
+    ends = sorted((of[max(of)], name) for name, of in guesses.items())
+    shares = ticks.spread([min(max(scale.share(end), 0.0), 1.0) for end, _ in ends], gap=0.07, ceiling=1.1)
+    drawn = []
+    for (end, name), share in zip(ends, shares, strict=True):
+        is_inside = inner[0] <= end <= inner[1]
+        label = name if is_inside else f"{name} {metric.show(end)} {'↑' if end > inner[1] else '↓'}"
+        drawn.append(Baseline(name, guesses[name] if is_inside else {}, label, share))
+    return drawn
+
+
+def _marks(study: Study, groups: Sequence[Group], metric: Metric, scale: Scale) -> list[Mark]:
+    """Crosses in the band: one row per failing series, so that they never cover each other."""
+    lengths, failing = _lengths(study, groups, metric), _failing(study, groups, metric)
+    height = min(ROW, 0.4 / max(1, len(failing)))
+    marks = []
+    for place, series in enumerate(failing):
+        found: dict[int, str] = {}
+        for group in groups:
+            if group.series == series:
+                found |= _failures(study, group, metric)
+        share = (place + 0.5) * height
+        y = scale.at(share if metric.is_higher_better else 1 - share)
+        for length, status in found.items():
+            text, side = _caption(found, length, lengths)
+            marks.append(Mark(length, y, status, text, side, series, study.style(series)))
+    return marks
+
+
+def _caption(found: dict[int, str], length: int, lengths: Sequence[int]) -> tuple[str, str]:
+    """Name a run of equal statuses once: left of its first mark, or right of its last if it starts at the edge."""
+    place = lengths.index(length)
+    first = last = place
+    while first > 0 and found.get(lengths[first - 1]) == found[length]:
+        first -= 1
+    while last < len(lengths) - 1 and found.get(lengths[last + 1]) == found[length]:
+        last += 1
+    side = "right" if first == 0 else "left"
+    return (found[length], side) if place == (last if side == "right" else first) else ("", side)

@@ -1,0 +1,174 @@
+"""Panels as Plotly figures, written as plain data for the script that is embedded in the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from arch_bench.report import units
+from arch_bench.report.panels import Curve, Mark, Panel
+from arch_bench.report.study import Point
+from arch_bench.report.tables import text
+
+INK, MUTED, GRID, BAND = "#1c2530", "#5c6773", "#e4e8ec", "#f4f1ee"
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+MOST_UNIFIED = 10
+"""Curves whose values at one length still fit into one box."""
+Spec = dict[str, Any]
+
+
+def plot(panel: Panel) -> Spec:
+    """`data` and `layout` of one panel; what the legend toggles carries the name of its series in `meta`."""
+    traces = [_baseline(panel, baseline.points, baseline.name) for baseline in panel.baselines if baseline.points]
+    traces += [_curve(panel, curve) for curve in panel.curves if curve.points]
+    marks = _by_series(panel.marks)
+    return {"data": traces + [_marks(of) for of in marks], "layout": _layout(panel)}
+
+
+def _curve(panel: Panel, curve: Curve) -> Spec:
+    style, points = curve.style, list(curve.points.values())
+    outline = {"color": style.colour, "width": 1.5}
+    marker = {"color": "white" if style.is_open else style.colour, "size": 5 if curve.is_faint else 8, "line": outline}
+    trace: Spec = {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "meta": curve.series,
+        "name": curve.series,
+        "x": list(curve.points),
+        "y": [point.value for point in points],
+        "line": {"color": style.colour, "width": 1.2 if curve.is_faint else 2.2, "dash": style.dash},
+        "marker": marker | {"symbol": style.symbol},
+        "customdata": [_hover(panel, curve, point) for point in points],
+        "hovertemplate": "%{customdata}<extra></extra>",
+    }
+    if curve.is_faint:
+        return trace | {"line": trace["line"] | {"dash": "dot"}, "opacity": 0.7}
+    if any(point.low is not None for point in points):
+        trace["error_y"] = _whiskers(points, style.colour)
+    return trace
+
+
+def _whiskers(points: Sequence[Point], colour: str) -> Spec:
+    above = [0.0 if point.high is None else max(point.high - point.value, 0.0) for point in points]
+    below = [0.0 if point.low is None else max(point.value - point.low, 0.0) for point in points]
+    shape = {"color": colour, "thickness": 1.6, "width": 0}
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, **shape}
+
+
+def _hover(panel: Panel, curve: Curve, point: Point) -> str:
+    return f"{curve.series} <b>{text(panel.metric, point)}</b>, {units.seeds(point.n_seeds)}"
+
+
+def _baseline(panel: Panel, points: dict[int, float], name: str) -> Spec:
+    lengths, values = list(points), list(points.values())
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "x": [panel.x_range[0], *lengths, panel.x_range[1]],
+        "y": [values[0], *values, values[-1]],
+        "line": {"color": MUTED, "width": 1.2, "dash": "dash"},
+        "customdata": [f"{name} (a guess) {panel.metric.show(y)}" for y in (values[0], *values, values[-1])],
+        "hovertemplate": "%{customdata}<extra></extra>",
+    }
+
+
+def _by_series(marks: Sequence[Mark]) -> list[list[Mark]]:
+    return [
+        [mark for mark in marks if mark.series == series] for series in dict.fromkeys(mark.series for mark in marks)
+    ]
+
+
+def _marks(marks: Sequence[Mark]) -> Spec:
+    first = marks[0]
+    return {
+        "type": "scatter",
+        "mode": "markers+text",
+        "meta": first.series,
+        "name": first.series,
+        "x": [mark.length for mark in marks],
+        "y": [mark.y for mark in marks],
+        "text": [f" {mark.text} " if mark.text else "" for mark in marks],
+        "textposition": [f"middle {mark.side}" for mark in marks],
+        "textfont": {"size": 10, "color": first.style.colour},
+        "marker": {"symbol": "x-thin", "size": 8, "line": {"width": 2.4, "color": first.style.colour}},
+        "customdata": [f"{mark.series} <b>{mark.status}</b>" for mark in marks],
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "cliponaxis": False,
+    }
+
+
+def _layout(panel: Panel) -> Spec:
+    outside = [baseline.label for baseline in panel.baselines]
+    outside += [mark.text for mark in panel.marks if mark.side == "right"]
+    return {
+        "height": 270,
+        "margin": {"l": 62, "r": 14 + 6 * max(map(len, outside), default=0), "t": 24, "b": 42},
+        "font": {"family": FONT, "size": 11.5, "color": INK},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "showlegend": False,
+        "hovermode": "x unified" if len(panel.curves) <= MOST_UNIFIED else "closest",
+        "hoverlabel": {"bgcolor": "rgba(255,255,255,0.95)", "font": {"size": 11.5}, "bordercolor": GRID},
+        "xaxis": _x_axis(panel),
+        "yaxis": _y_axis(panel),
+        "shapes": _shapes(panel),
+        "annotations": _annotations(panel),
+    }
+
+
+def _x_axis(panel: Panel) -> Spec:
+    return {
+        "type": "log",
+        "range": [math.log10(edge) for edge in panel.x_range],
+        "tickvals": [tick.value for tick in panel.x_ticks],
+        "ticktext": [tick.text for tick in panel.x_ticks],
+        "title": {"text": "context, tokens" if panel.metric.kind == "decode" else "sequence length, tokens"},
+        "hoverformat": ",d",
+        "showgrid": False,
+        "linecolor": MUTED,
+        "ticks": "outside",
+        "tickcolor": MUTED,
+        "ticklen": 4,
+    }
+
+
+def _y_axis(panel: Panel) -> Spec:
+    edges = panel.y_range
+    return {
+        "type": "log" if panel.metric.is_log else "linear",
+        "range": [math.log10(edge) for edge in edges] if panel.metric.is_log else list(edges),
+        "tickvals": [tick.value for tick in panel.y_ticks],
+        "ticktext": [tick.text for tick in panel.y_ticks],
+        "gridcolor": GRID,
+        "ticks": "outside",
+        "tickcolor": "rgba(0,0,0,0)",
+        "ticklen": 6,
+        "zeroline": False,
+    }
+
+
+def _shapes(panel: Panel) -> list[Spec]:
+    shapes: list[Spec] = []
+    if panel.band:
+        low, high = panel.band
+        box = {"x0": 0, "x1": 1, "xref": "x domain", "y0": low, "y1": high, "layer": "below"}
+        shapes.append({"type": "rect", **box, "fillcolor": BAND, "line": {"width": 0}})
+    if panel.trained_at:
+        line = {"x0": panel.trained_at, "x1": panel.trained_at, "y0": 0, "y1": 1, "yref": "y domain"}
+        shapes.append({"type": "line", **line, "line": {"color": MUTED, "width": 1, "dash": "dot"}})
+    return shapes
+
+
+def _annotations(panel: Panel) -> list[Spec]:
+    """Labels of baselines and of the training length, whose x is an exponent: annotations differ from shapes."""
+    small = {"showarrow": False, "font": {"size": 10.5, "color": MUTED}}
+    notes: list[Spec] = []
+    for baseline in panel.baselines:
+        place = {"xref": "x domain", "x": 1, "xanchor": "left", "yref": "y domain", "y": baseline.label_share}
+        notes.append({"text": baseline.label, "yanchor": "middle", **place, **small})
+    if panel.trained_at:
+        x = math.log10(panel.trained_at)
+        notes.append({"text": "trained here", "x": x, "yref": "y domain", "y": 1, "yanchor": "bottom", **small})
+    return notes

@@ -1,0 +1,63 @@
+"""What produced a report, and how its numbers came about."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from arch_bench.report import dials, units
+from arch_bench.report.study import N_RESAMPLES, Study
+
+METHOD = (
+    "Points are means over seeds; whiskers are the 95 % bootstrap interval of that mean "
+    f"({N_RESAMPLES:,} resamples, fixed random numbers). One seed has no such interval.",
+    "Timings of one seed have whiskers from the 10th to the 90th percentile of the timed steps.",
+    "Rows that did not end well give no value; they are crosses beyond the worst value and lines in a table. "
+    "Seeds that diverged count against the share that solved a task.",
+    "Dashed lines are what guessing scores, by the name of the guess.",
+    "Of rows measured twice (same configuration, kind and length) the newest counts.",
+)
+
+
+def provenance(study: Study) -> list[tuple[str, str]]:
+    """Name and value of each fact, those that have none left out."""
+    rows = study.rows
+    kinds = Counter(row.kind for row in rows)
+    dates = sorted(row.created_at for row in rows)
+    facts = [
+        ("rows", f"{len(rows):,} ({', '.join(f'{kinds[kind]:,} {kind}' for kind in sorted(kinds))})"),
+        ("experiment", _joined(row.experiment for row in rows)),
+        ("measured", " to ".join(dict.fromkeys((dates[0][:19], dates[-1][:19])))),
+        ("commit", _joined(_commit(row.commit, row.dirty) for row in rows)),
+        ("data", _joined(", ".join(f"{name} {value}" for name, value in row.data.items()) for row in rows)),
+        ("device", _joined(row.device for row in rows)),
+        ("versions", _joined(f"{name} {version}" for row in rows for name, version in row.versions.items())),
+        ("precision", _joined(row.precision for row in rows)),
+        ("kernels", _joined(f"{row.backbone}: {row.kernel}" for row in rows if row.kernel)),
+        ("seeds", ", ".join(str(seed) for seed in sorted({row.seed for row in rows}))),
+        ("the same in every cell", _same(study)),
+        ("differs, but is not in the names", _silent(study)),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _commit(commit: str, dirty: bool) -> str:
+    return commit[:12] + (" with uncommitted changes" if dirty else "")
+
+
+def _same(study: Study) -> str:
+    return ", ".join(f"{dial} {dials.show(value)}" for dial, value in dials.shared(study.rows).items())
+
+
+def _silent(study: Study) -> str:
+    """What follows from the length or from a dial in the names."""
+    found = dials.silent(study.rows, study.labels)
+    return ", ".join(f"{dial} ({_few([dials.show(value) for value in values])})" for dial, values in found.items())
+
+
+def _few(values: list[str]) -> str:
+    return ", ".join(values) if len(values) <= 6 else f"{values[0]} to {values[-1]}, {units.count(len(values))} values"
+
+
+def _joined(words: Iterable[str]) -> str:
+    return ", ".join(sorted({word for word in words if word}))

@@ -1,0 +1,172 @@
+"""Rows grouped for reading: which series has which value at which length, with its interval over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from arch_bench.report import dials, metrics, style
+from arch_bench.report.metrics import Metric
+from arch_bench.results import Kind, Row
+
+N_RESAMPLES = 1000
+
+
+class Point(NamedTuple):
+    """A metric at one length: the mean over seeds, and the interval where there is one."""
+
+    value: float
+    low: float | None
+    """95 % bootstrap interval of the mean; for a timing with one seed, p10 and p90."""
+    high: float | None
+    n_seeds: int
+
+
+class Group(NamedTuple):
+    """The rows that make one line."""
+
+    task: str
+    series: str
+    train_seq_len: int
+    """0 for costs, which do not depend on the length of training."""
+
+
+class Study:
+    """The newest rows, indexed by kind, group and length."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows = newest(rows)
+        self.labels = dials.label(self.rows)
+        self.index: dict[Kind, dict[Group, dict[int, list[Row]]]] = {"quality": {}, "speed": {}, "decode": {}}
+        for row in self.rows:
+            task, series = self.labels.of(row)
+            group = Group(task, series, row.train_seq_len if row.kind == "quality" else 0)
+            self.index[row.kind].setdefault(group, {}).setdefault(row.seq_len, []).append(row)
+        self._points: dict[str, dict[Group, dict[int, Point]]] = {}
+        self._baselines: dict[str, dict[str, dict[int, float]]] = {}
+
+    def groups(self, kind: Kind, task: str | None = None) -> list[Group]:
+        """In reading order: by task, series, training length."""
+        tasks = {name: place for place, name in enumerate(self.labels.tasks)}
+        series = {name: place for place, name in enumerate(self.labels.series)}
+        found = (group for group in self.index[kind] if task in (None, group.task))
+        return sorted(found, key=lambda group: (tasks[group.task], series[group.series], group.train_seq_len))
+
+    def tasks(self, kind: Kind) -> list[str]:
+        return list(dict.fromkeys(group.task for group in self.groups(kind)))
+
+    def series(self, *kinds: Kind) -> list[str]:
+        found = {group.series for kind in kinds for group in self.index[kind]}
+        return [name for name in self.labels.series if name in found]
+
+    def points(self, metric: Metric) -> dict[Group, dict[int, Point]]:
+        """Every group that has a value, by length."""
+        if metric.name not in self._points:
+            self._points[metric.name] = found = {}
+            for group in self.groups(metric.kind):
+                by_length = {
+                    length: point(self.at(metric.kind, group, length), metric)
+                    for length in sorted(self.index[metric.kind][group])
+                }
+                if kept := {length: each for length, each in by_length.items() if each}:
+                    found[group] = kept
+        return self._points[metric.name]
+
+    def at(self, kind: Kind, group: Group, length: int) -> list[Row]:
+        return self.index[kind].get(group, {}).get(length, [])
+
+    def headline(self, task: str) -> Metric:
+        """Language modelling reports bits per byte; every other task the share of right tokens."""
+        has_bits = any(group.task == task for group in self.points(metrics.BITS_PER_BYTE))
+        return metrics.BITS_PER_BYTE if has_bits else metrics.ACCURACY
+
+    def trouble(self, kind: Kind, group: Group, length: int) -> str:
+        """The statuses other than ok, as `oom`, or `oom 1/3` when other seeds have a value; empty if none."""
+        rows = self.at(kind, group, length)
+        seeds = {status: {row.seed for row in rows if row.status == status} for status in {row.status for row in rows}}
+        bad = sorted(seeds.keys() - {"ok"})
+        n_seeds = len({row.seed for row in rows})
+        return ", ".join(status if len(seeds) == 1 else f"{status} {len(seeds[status])}/{n_seeds}" for status in bad)
+
+    def baselines(self, task: str) -> dict[str, dict[int, float]]:
+        """Name -> length -> what that guess scores in the headline metric."""
+        if task not in self._baselines:
+            groups = self.groups("quality", task)
+            self._baselines[task] = baselines(
+                row for g in groups for rows in self.index["quality"][g].values() for row in rows
+            )
+        return self._baselines[task]
+
+    def best_baseline(self, task: str, length: int) -> tuple[str, float] | None:
+        """The hardest one to beat at a length."""
+        sign = self.headline(task).sign
+        at_length = [(name, of[length]) for name, of in self.baselines(task).items() if length in of]
+        return max(at_length, key=lambda item: sign * item[1], default=None)
+
+    def style(self, series: str) -> style.Style:
+        backbone = self.labels.backbone[series]
+        settings = [name for name, other in self.labels.backbone.items() if other == backbone]
+        return style.style(backbone, settings.index(series))
+
+
+def newest(rows: Iterable[Row]) -> list[Row]:
+    """One row per measurement and length: a repeated one replaces the older one."""
+    kept = {(*dials.identity(row), row.seq_len): row for row in sorted(rows, key=lambda row: row.created_at)}
+    return list(kept.values())
+
+
+def baselines(rows: Iterable[Row]) -> dict[str, dict[int, float]]:
+    """Name of a guess -> length -> its score, the mean over rows."""
+    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        for name in row.metrics:
+            if name.startswith("baseline_") and (value := number(row, name)) is not None:
+                found[name.removeprefix("baseline_").replace("_", " ")][row.seq_len].append(value)
+    return {name: {n: float(np.mean(of[n])) for n in sorted(of)} for name, of in sorted(found.items())}
+
+
+def number(row: Row, name: str) -> float | None:
+    """A metric as a finite float, or None."""
+    value = row.metrics.get(name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None  # type: ignore[arg-type]
+
+
+def mean(rows: Iterable[Row], name: str) -> float | None:
+    """The mean of a metric over the rows that have it."""
+    values = [value for row in rows if (value := number(row, name)) is not None]
+    return float(np.mean(values)) if values else None
+
+
+def point(rows: Sequence[Row], metric: Metric) -> Point | None:
+    """The mean over seeds of the rows that ended well; what cannot stand on a log axis counts as missing."""
+    by_seed: dict[int, list[float]] = defaultdict(list)
+    done = [row for row in rows if row.status == "ok"]
+    for row in done:
+        value = number(row, metric.name)
+        if value is not None and (value > 0 or not metric.is_log):
+            by_seed[row.seed].append(value)
+    if not by_seed:
+        return None
+    values = np.array([np.mean(by_seed[seed]) for seed in sorted(by_seed)])
+    if len(values) == 1:
+        low, high = mean(done, f"{metric.name}_p10"), mean(done, f"{metric.name}_p90")
+        return Point(float(values[0]), low, high, 1) if low and high else Point(float(values[0]), None, None, 1)
+    return Point(float(values.mean()), *bootstrap(values), len(values))
+
+
+def bootstrap(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean, from the same resamples at every call."""
+    means = np.sort(values[_resamples(len(values))].mean(axis=1))
+    return float(means[int(0.025 * N_RESAMPLES)]), float(means[int(0.975 * N_RESAMPLES)])
+
+
+@cache
+def _resamples(n: int) -> np.ndarray:
+    """(N_RESAMPLES, n) indices."""
+    return np.random.default_rng(0).integers(0, n, (N_RESAMPLES, n))

@@ -1,0 +1,59 @@
+"""One colour and marker per backbone, one dash per setting of its dials, in both drawing libraries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+COLOURS = {"lstm": "#D55E00", "transformer": "#0072B2", "local_attention": "#56B4E9", "mamba": "#009E73"}
+"""Okabe and Ito's colour-blind safe set, with the rest of it (and darker tones) left to other names."""
+OTHER_COLOURS = ("#CC79A7", "#E69F00", "#6A51A3", "#8C510A", "#4D4D4D", "#A6BF4B", "#B2182B", "#35978F")
+SYMBOLS = {"lstm": "square", "transformer": "circle", "local_attention": "triangle-up", "mamba": "diamond"}
+OTHER_SYMBOLS = ("triangle-down", "pentagon", "hexagon", "star", "cross")
+MATPLOTLIB_SYMBOLS = {
+    "square": "s",
+    "circle": "o",
+    "triangle-up": "^",
+    "diamond": "D",
+    "triangle-down": "v",
+    "pentagon": "p",
+    "hexagon": "h",
+    "star": "*",
+    "cross": "P",
+}
+SVG_SHAPES = {
+    "square": "M-4-4h8v8h-8z",
+    "circle": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
+    "triangle-up": "M0-5L5 4H-5z",
+    "diamond": "M0-5L5 0 0 5-5 0z",
+    "triangle-down": "M0 5L5-4H-5z",
+    "pentagon": "M0-5L5-1 3 4.5H-3L-5-1z",
+    "hexagon": "M-5 0L-2.5-4.5H2.5L5 0 2.5 4.5H-2.5z",
+    "star": "M0-5.5L1.6-1.9 5.5-1.7 2.5.9 3.4 4.7 0 2.6-3.4 4.7-2.5.9-5.5-1.7-1.6-1.9z",
+    "cross": "M-1.7-5h3.4v3.3h3.3v3.4h-3.3v3.3h-3.4v-3.3h-3.3v-3.4h3.3z",
+}
+"""Markers of the page's legend, around (0, 0)."""
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+MATPLOTLIB_DASHES: dict[str, Any] = dict(
+    zip(DASHES, ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (5, 1.6, 1.2, 1.6)), (0, (9, 3))), strict=True)
+)
+SVG_DASHES = dict(zip(DASHES, ("", "6 3", "1.5 2.5", "6 2.5 1.5 2.5", "11 4"), strict=True))
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one series looks everywhere."""
+
+    colour: str
+    symbol: str
+    dash: str = "solid"
+    is_open: bool = False
+    """Hollow markers, for every second setting of a backbone."""
+
+
+def style(backbone: str, rank: int) -> Style:
+    """The style of a backbone's `rank`-th setting: a function of the name alone, whatever else is in the report."""
+    letters = sum(place * ord(letter) for place, letter in enumerate(backbone, start=1))
+    symbol = SYMBOLS.get(backbone, OTHER_SYMBOLS[letters % len(OTHER_SYMBOLS)])
+    colour = COLOURS.get(backbone, OTHER_COLOURS[letters % len(OTHER_COLOURS)])
+    return Style(colour, symbol, DASHES[rank % len(DASHES)], rank % 2 == 1)

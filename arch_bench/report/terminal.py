@@ -1,0 +1,115 @@
+"""The summary that a sweep ends with: plain text, about 120 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from arch_bench.report import metrics, tables, units
+from arch_bench.report.metrics import Metric
+from arch_bench.report.study import Group, Study
+from arch_bench.results import Kind, Row
+
+LONGEST_NAME = 40
+
+
+def summary(rows: list[Row]) -> str:
+    """One line per task, backbone and varying dials: scores first, then costs at the longest measured length."""
+    study = Study(rows)
+    blocks = [_scores(study), _costs(study)]
+    return "\n\n".join(block for block in blocks if block) or "no rows"
+
+
+def _scores(study: Study) -> str:
+    """A length that all lines share goes to the header."""
+    groups = study.groups("quality")
+    header = ["trained", "score", "longest", "score", "best guess", "solved", "seeds", "params", "not ok"]
+    lines = [_score_line(study, group) for group in groups]
+    for length, score in ((0, 1), (2, 3)):
+        if len(found := {line[length] for line in lines}) == 1 and (common := found.pop()):
+            header[score] = f"at {common}"
+            lines = [[*line[:length], "", *line[length + 1 :]] for line in lines]
+    return _table("scores", header, groups, lines)
+
+
+def _score_line(study: Study, group: Group) -> list[str]:
+    metric = study.headline(group.task)
+    points = study.points(metric).get(group, {})
+    trained, longest = group.train_seq_len, max(study.index["quality"][group])
+    best, share = study.best_baseline(group.task, trained), tables.solved(study, group)
+    every = [row for of in study.index["quality"][group].values() for row in of]
+    return [
+        units.length(trained),
+        tables.text(metric, points[trained]) if trained in points else "",
+        units.length(longest) if longest != trained else "",
+        tables.text(metric, points[longest]) if longest in points and longest != trained else "",
+        f"{best[0]} {metric.show(best[1])}" if best else "",
+        f"{share[0]}/{share[1]}" if share else "",
+        str(len({row.seed for row in every})),
+        tables.span(every, "n_params", units.count).text if every else "",
+        _trouble(study, "quality", group),
+    ]
+
+
+def _costs(study: Study) -> str:
+    tasks, series = study.labels.tasks, study.labels.series
+    found = {group for kind in ("speed", "decode") for group in study.groups(kind)}
+    groups = sorted(found, key=lambda group: (tasks.index(group.task), series.index(group.series)))
+    header = ["length", "tok/s", "peak memory", "context", "ms/token", "state", "not ok"]
+    return _table("costs", header, groups, [_cost_line(study, group) for group in groups])
+
+
+def _cost_line(study: Study, group: Group) -> list[str]:
+    trouble = [text for kind in ("speed", "decode") if (text := _trouble(study, kind, group))]
+    return [
+        *_at_longest(study, group, (metrics.TOKENS_PER_S, metrics.PEAK_MEMORY)),
+        *_at_longest(study, group, (metrics.MS_PER_TOKEN, metrics.STATE)),
+        "; ".join(dict.fromkeys(trouble)),
+    ]
+
+
+def _at_longest(study: Study, group: Group, chosen: Sequence[Metric]) -> list[str]:
+    """The longest length that has a value, and the values there."""
+    points = [study.points(metric).get(group, {}) for metric in chosen]
+    if not any(points):
+        return [""] * (1 + len(chosen))
+    longest = max(length for of in points for length in of)
+    shown = (metric.show(of[longest].value) if longest in of else "" for metric, of in zip(chosen, points, strict=True))
+    return [units.length(longest), *shown]
+
+
+def _trouble(study: Study, kind: Kind, group: Group) -> str:
+    """`oom at 4k`, or `oom at 4k to 64k` for three lengths and more."""
+    found: dict[str, list[int]] = {}
+    for length in sorted(study.index[kind].get(group, {})):
+        if status := study.trouble(kind, group, length):
+            found.setdefault(status, []).append(length)
+    return "; ".join(f"{status} at {_lengths(study, kind, group, at)}" for status, at in found.items())
+
+
+def _lengths(study: Study, kind: Kind, group: Group, at: Sequence[int]) -> str:
+    between = [length for length in study.index[kind][group] if at[0] <= length <= at[-1]]
+    if len(at) > 2 and len(between) == len(at):
+        return f"{units.length(at[0])} to {units.length(at[-1])}"
+    return ", ".join(map(units.length, at))
+
+
+def _table(name: str, header: Sequence[str], groups: Sequence[Group], lines: Sequence[Sequence[str]]) -> str:
+    """A heading line per task, then its series; without the columns that are empty in every line."""
+    kept = [place for place in range(len(header)) if any(line[place] for line in lines)]
+    body: list[list[str]] = []
+    for task, of_task in groupby(zip(groups, lines, strict=True), key=lambda pair: pair[0].task):
+        body.append([task, *("" for _ in kept)])
+        body += [[f"  {_short(group.series)}", *(line[place] for place in kept)] for group, line in of_task]
+    headers = [name, *(header[place] for place in kept)]
+    return _plain(body, headers) if body else ""
+
+
+def _plain(body: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
+    widths = [max(len(line[place]) for line in (headers, *body)) for place in range(len(headers))]
+    lines = [headers, ["-" * width for width in widths], *body]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."

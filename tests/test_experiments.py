@@ -1,0 +1,74 @@
+"""Every file in conf/experiment: it composes, each of its cells is allowed, and a cut-down cell of it runs."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from arch_bench import run
+from arch_bench.config import CONF, Cell, build, cell_of, compose
+from arch_bench.usage import options
+
+EXPERIMENTS = options(CONF, "experiment")
+
+
+def grid(experiment: str) -> list[list[str]]:
+    """The overrides of every cell of the experiment's sweep."""
+    compose([f"experiment={experiment}"])
+    params: dict[str, Any] = HydraConfig.get().sweeper.params
+    axes = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    choices = [list(axis.sweep_string_iterator()) if axis.is_sweep_override() else [axis.value()] for axis in axes]
+    names = [axis.key_or_group for axis in axes]
+    return [
+        [f"experiment={experiment}", *(f"{k}={v}" for k, v in zip(names, cell, strict=True))]
+        for cell in itertools.product(*choices)
+    ]
+
+
+def shrunk(cell: Cell, folder: Path) -> Cell:
+    """The same cell, small enough to run here in a second."""
+    phase = {"lengths": [cell.seq_len]}
+    changes = {
+        "results_dir": str(folder),
+        "isolate": False,
+        "device": "cpu",
+        "precision": "fp32",
+        "logger": {"kind": "none", "project": None, "entity": None},
+        "eval_scales": [1],
+        "d_model": 16,
+        "backbone": cell.backbone | {"d_model": 16, "n_layers": 1},
+        "trainer": cell.trainer.model_dump() | {"max_steps": 1, "batch_size": 2, "n_val_batches": 1, "n_test_batches": 1},
+        "speed": cell.speed.model_dump() | phase | {"n_steps": 3, "tokens_per_step": 2 * cell.seq_len, "max_seconds": 0.1},
+        "decode": cell.decode.model_dump() | phase | {"n_tokens": 2},
+    }
+    return Cell.model_validate(cell.model_dump() | changes)
+
+
+def test_there_are_experiments() -> None:
+    assert "quickstart" in EXPERIMENTS
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_cell_of_the_grid_is_allowed(experiment: str) -> None:
+    cells = [cell_of(compose(overrides)) for overrides in grid(experiment)]
+    assert len(cells) > 1
+    assert {cell.name for cell in cells} == {experiment}
+    for cell in cells:
+        for scale in cell.eval_scales:
+            build(cell, "task").with_length(cell.seq_len * scale)
+        build(cell, "backbone", vocab_size=8)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_one_cell_per_backbone_and_task_runs(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cells = {(c.backbone_name, c.task_name): c for c in (cell_of(compose(o)) for o in grid(experiment))}
+    for cell in cells.values():
+        rows = run.run_cell(shrunk(cell, tmp_path), say=lambda row: None)
+        assert {row.kind for row in rows} == set(cell.phases)
+        assert {row.status for row in rows} == {"ok"}, [row.reason for row in rows]
