@@ -9,6 +9,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from arch_bench.backbone import Backbone
@@ -56,6 +57,11 @@ class LitSequence(L.LightningModule):
         if self._bytes_per_token is not None:
             log(f"{split}/bits_per_byte", loss / math.log(2) / self._bytes_per_token)
         self.log(f"{split}/sequence_accuracy", _share_of_right_sequences(batch, is_right), batch_size=len(batch.inputs))
+
+    def configure_gradient_clipping(self, optimizer: Optimizer, *_: object, **__: object) -> None:
+        # Lightning refuses to clip for a fused optimiser under autocast; bf16 has no scaler that this could upset.
+        if self._optim.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.backbone.parameters(), self._optim.clip_norm)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = make_optimizer(self.backbone, self._optim)

@@ -85,7 +85,6 @@ def _trainer(cell: Cell, device: torch.device, watch: Watch, logger: Logger | No
         max_steps=cell.trainer.max_steps,
         max_epochs=1,
         val_check_interval=min(cell.trainer.val_every, cell.trainer.max_steps),
-        gradient_clip_val=cell.optim.clip_norm or None,
         log_every_n_steps=LOG_EVERY,
         num_sanity_val_steps=0,
         enable_checkpointing=False,

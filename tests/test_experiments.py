@@ -32,7 +32,9 @@ def grid(experiment: str) -> list[list[str]]:
 
 def shrunk(cell: Cell, folder: Path) -> Cell:
     """The same cell, small enough to run here in a second."""
-    phase = {"lengths": [cell.seq_len]}
+    lengths = {"lengths": [cell.seq_len]}
+    steps = {"max_steps": 1, "batch_size": 2, "n_val_batches": 1, "n_test_batches": 1}
+    speed = {"n_steps": 3, "tokens_per_step": 2 * cell.seq_len, "max_seconds": 0.1}
     changes = {
         "results_dir": str(folder),
         "isolate": False,
@@ -42,9 +44,9 @@ def shrunk(cell: Cell, folder: Path) -> Cell:
         "eval_scales": [1],
         "d_model": 16,
         "backbone": cell.backbone | {"d_model": 16, "n_layers": 1},
-        "trainer": cell.trainer.model_dump() | {"max_steps": 1, "batch_size": 2, "n_val_batches": 1, "n_test_batches": 1},
-        "speed": cell.speed.model_dump() | phase | {"n_steps": 3, "tokens_per_step": 2 * cell.seq_len, "max_seconds": 0.1},
-        "decode": cell.decode.model_dump() | phase | {"n_tokens": 2},
+        "trainer": cell.trainer.model_dump() | steps,
+        "speed": cell.speed.model_dump() | lengths | speed,
+        "decode": cell.decode.model_dump() | lengths | {"n_tokens": 2},
     }
     return Cell.model_validate(cell.model_dump() | changes)
 

@@ -29,7 +29,7 @@ def backbone(name: str, kernel: str) -> Backbone:
     cell = cell_of(compose([f"backbone={name}", f"kernel={kernel}", "d_model=64", f"seq_len={LENGTH}"]))
     try:
         with torch.device("cuda"):
-            return build(cell, "backbone", vocab_size=VOCAB).eval()
+            return build(cell, "backbone", vocab_size=VOCAB)  # in training mode: cuDNN has no backward in the other
     except Unsupported as error:
         pytest.skip(str(error))
 

@@ -53,7 +53,7 @@ def test_an_exception_crosses_over_with_its_traceback() -> None:
 
 
 def test_a_crash_is_told_by_its_signal() -> None:
-    with pytest.raises(isolate.Crashed, match="SIGKILL.*out of memory"):
+    with pytest.raises(isolate.Crashed, match=r"SIGKILL.*out of memory"):
         isolate.call(die, signal.SIGKILL, time_limit_s=60)
     with pytest.raises(isolate.Crashed, match="SIGSEGV"):
         isolate.call(die, signal.SIGSEGV, time_limit_s=60)
@@ -62,7 +62,7 @@ def test_a_crash_is_told_by_its_signal() -> None:
 
 
 def test_a_time_limit_ends_the_process() -> None:
-    with pytest.raises(isolate.TimedOut, match="stopped after 0.5 s"):
+    with pytest.raises(isolate.TimedOut, match=r"stopped after 0\.5 s"):
         isolate.call(hang, time_limit_s=0.5)
 
 

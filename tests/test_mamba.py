@@ -212,9 +212,10 @@ def test_equals_mamba_ssm(kernel: str, dtype: torch.dtype, tolerance: float, seq
     with torch.device("cuda"):
         mixer = build(kernel, d_model=64, d_state=16)
         x = torch.randn(4, seq_len, 64)
-    pairs = zip(*(outputs_and_gradients(m, x, dtype) for m in (mixer, original(mixer, 64))), strict=True)
-    for ours, theirs in pairs:
-        error = (ours.float() - theirs.float()).norm() / theirs.float().norm()
+    found, expected = (outputs_and_gradients(m, x, dtype) for m in (mixer, original(mixer, 64)))
+    smallest = 1e-3 * max(tensor.float().norm() for tensor in expected)  # at L = 1 the gradient of A is rounding
+    for ours, theirs in zip(found, expected, strict=True):
+        error = (ours.float() - theirs.float()).norm() / theirs.float().norm().clamp(min=smallest)
         assert error < tolerance
 
 

@@ -48,7 +48,12 @@ def test_one_outlier_moves_no_median() -> None:
 
 @pytest.mark.parametrize(
     ("times", "expected"),
-    [([1.0] * 5, True), ([1.0] * 4, False), ([9.0, 1.0, 1.0, 1.0, 1.02, 1.03], True), ([1.0, 1.0, 1.0, 1.0, 1.1], False)],
+    [
+        ([1.0] * 5, True),
+        ([1.0] * 4, False),
+        ([9.0, 1.0, 1.0, 1.0, 1.02, 1.03], True),
+        ([1.0, 1.0, 1.0, 1.0, 1.1], False),
+    ],
 )
 def test_steady_is_five_times_within_5_percent(times: list[float], expected: bool) -> None:
     assert is_steady(times) is expected

@@ -71,7 +71,7 @@ def local_blocks(q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | 
     bias = attention_bias(distance, W, slopes)
     bias = bias.repeat(H, 1, 1) if slopes is None else bias.flatten(0, 1).to(q.dtype)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    return y.view(B, H, N * W, D)[:, :, :T]
+    return y.reshape(B, H, N * W, D)[:, :, :T]
 
 
 def _with_previous_block(x: Tensor, n_blocks: int, window: int) -> Tensor:

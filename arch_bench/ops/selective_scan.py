@@ -104,8 +104,9 @@ class _ChunkedScan(torch.autograd.Function):
 
     Several chunks take two passes: the first, from zero states, finds what each chunk adds to the state; this is
     handed on from chunk to chunk; the second starts from the right states. The backward pass does the same in
-    reverse. It has the state of one step in max(8, sqrt(T)) and recomputes those between, one such segment at a time,
-    so nothing of size (batch, L, D, N) is ever in memory. Decays are multiplied, never divided by.
+    reverse. The forward pass keeps one state per segment of max(8, sqrt(T)) steps, and the backward pass recomputes
+    the others, a segment at a time: nothing of size (batch, L, D, N) is ever in memory. Decays are multiplied, never
+    divided by.
     """
 
     @staticmethod
