@@ -29,7 +29,6 @@ class Outcome:
     reason: str = ""
     metrics: Metrics = field(default_factory=dict)
     data: dict[str, str | int] = field(default_factory=dict)
-    device: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,21 +94,24 @@ def _measure(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
 
 def _give_up(cell: Cell, shape: Shape, status: Status, reason: str) -> list[Row]:
     rows = _known(cell, shape)  # it may have saved them before it ended
-    return rows or _save(cell, shape.kind, [Outcome(seq_len=n, status=status, reason=reason) for n in shape.lengths])
+    failed = [Outcome(seq_len=n, status=status, reason=reason) for n in shape.lengths]
+    return rows or _save(cell, shape.kind, failed, cell.device)
 
 
 def run_shape(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
     """Measure, save, mirror: what happens inside the fresh process."""
     from arch_bench.guard import guarded
+    from arch_bench.measure import device_name, pick_device
 
+    device = device_name(pick_device(cell.device))
     if shape.kind != "quality":
         outcomes = guarded(lambda: [_measurer(shape.kind)(cell, shape.lengths[0])], shape.lengths)
-        return _save(cell, shape.kind, outcomes)
+        return _save(cell, shape.kind, outcomes, device)
     from arch_bench import quality
 
     with tracking.track(cell) as tracker:
         outcomes = guarded(lambda: quality.measure(cell, shape.lengths, tracker.lightning), shape.lengths)
-        rows = _save(cell, shape.kind, outcomes)
+        rows = _save(cell, shape.kind, outcomes, device)
         tracker.log_rows(earlier + rows)
     return rows
 
@@ -119,14 +122,14 @@ def _measurer(kind: Kind) -> Callable[[Cell, int], Outcome]:
     return {"speed": speed.measure, "decode": decode.measure}[kind]
 
 
-def _save(cell: Cell, kind: Kind, outcomes: list[Outcome]) -> list[Row]:
-    rows = [to_row(cell, kind, outcome) for outcome in outcomes]
+def _save(cell: Cell, kind: Kind, outcomes: list[Outcome], device: str) -> list[Row]:
+    rows = [to_row(cell, kind, outcome, device) for outcome in outcomes]
     for row in rows:
         results.save(row, row_path(cell, kind, row.seq_len))
     return rows
 
 
-def to_row(cell: Cell, kind: Kind, outcome: Outcome) -> Row:
+def to_row(cell: Cell, kind: Kind, outcome: Outcome, device: str) -> Row:
     """An outcome with the identity and the provenance of its cell."""
     config: dict[str, Any] = cell.model_dump()
     commit, is_dirty = provenance.commit()
@@ -147,7 +150,7 @@ def to_row(cell: Cell, kind: Kind, outcome: Outcome) -> Row:
         commit=commit,
         dirty=is_dirty,
         versions=provenance.versions(),
-        device=outcome.device or cell.device,
+        device=device,
         data=outcome.data,
         config=config,
     )

@@ -56,14 +56,17 @@ class WandbTracker(Tracker):
         """As points of `bench/<kind>/<metric>` against `seq_len`, as one table, and as the run's summary."""
         import wandb
 
-        for seq_len in sorted({row.seq_len for row in rows}):
-            self._run.log({"seq_len": seq_len} | _points(row for row in rows if row.seq_len == seq_len))
-        self._run.log({"rows": wandb.Table(*_table(rows))})
-        self._run.summary["kernel"] = ", ".join(sorted({row.kernel for row in rows if row.kernel}))
-        for name in ("n_params", "state_bytes"):
-            values = [row.metrics[name] for row in rows if name in row.metrics]
-            if values:
-                self._run.summary[name] = values[-1]
+        with _forgiving("rows"):
+            for seq_len in sorted({row.seq_len for row in rows}):
+                self._run.log({"seq_len": seq_len} | _points(row for row in rows if row.seq_len == seq_len))
+            self._run.log({"rows": wandb.Table(*_table(rows))})
+            self._run.summary.update(_summary(rows))
+
+
+def _summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """The kernels, and the last known size of the model and of its state (rows come in order of length)."""
+    known = {name: row.metrics[name] for row in rows for name in ("n_params", "state_bytes") if name in row.metrics}
+    return known | {"kernel": ", ".join(sorted({row.kernel for row in rows if row.kernel}))}
 
 
 def _points(rows: Iterator[Row]) -> dict[str, Any]:
@@ -87,7 +90,19 @@ def track(cell: Cell) -> Iterator[Tracker]:
     try:
         yield WandbTracker(run)
     finally:
-        run.finish()
+        with _forgiving("finish"):
+            run.finish()
+
+
+@contextmanager
+def _forgiving(what: str) -> Iterator[None]:
+    """A failure of W&B becomes one line on stderr."""
+    import wandb
+
+    try:
+        yield
+    except (wandb.Error, OSError) as error:
+        print(f"W&B {what}: {str(error).splitlines()[0]}", file=sys.stderr)
 
 
 def _start(cell: Cell) -> Any:
@@ -97,7 +112,7 @@ def _start(cell: Cell) -> Any:
     folder = Path(cell.results_dir).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     for mode in ("online", "offline") if _can_go_online() else ("offline",):
-        try:
+        with _forgiving(mode):
             return wandb.init(
                 project=cell.logger.project,
                 entity=cell.logger.entity,
@@ -109,8 +124,6 @@ def _start(cell: Cell) -> Any:
                 config=cell.model_dump(),
                 settings=wandb.Settings(silent=True, init_timeout=INIT_TIMEOUT_S, x_transaction_log_flush_interval=1.0),
             )
-        except (wandb.Error, OSError) as error:
-            print(f"W&B {mode}: {str(error).splitlines()[0]}", file=sys.stderr)
     return None
 
 

@@ -1,0 +1,151 @@
+"""Weights & Biases without an account or a network, read back with its own tool."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arch_bench import results, run, tracking
+from arch_bench.config import Cell, cell_of, compose
+from arch_bench.results import Row
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what W&B's own imports warn of
+
+TINY = [
+    "isolate=false",
+    "name=tracked",
+    "seq_len=16",
+    "d_model=16",
+    "n_layers=1",
+    "task.n_pairs=2",
+    "task.vocab_size=64",
+    "eval_scales=[1,2]",
+    "trainer.max_steps=20",
+    "trainer.batch_size=4",
+    "trainer.val_every=10",
+    "decode.lengths=[16,64]",
+    "decode.n_tokens=2",
+    "phases=[decode,quality]",
+]
+
+
+def tiny(folder: Path, *overrides: str) -> Cell:
+    return cell_of(compose([*TINY, f"results_dir={folder}", *overrides]))
+
+
+def measured(cell: Cell) -> list[Row]:
+    return run.run_cell(cell, say=lambda row: None)
+
+
+def runs(folder: Path) -> list[Path]:
+    return sorted(folder.glob("wandb/*run-*/*.wandb"))
+
+
+def records(log: Path) -> list[dict[str, Any]]:
+    """The transaction log of one run, by `wandb leet`."""
+    tool = shutil.which("wandb", path=str(Path(sys.executable).parent)) or "wandb"
+    command = [tool, "leet", "inspect", "--json", str(log)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def history(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record["history"]["item"] for record in found if record["type"] == "history"]
+
+
+def test_an_offline_run_holds_curves_config_rows_and_its_x_axis(tmp_path: Path) -> None:
+    rows = measured(tiny(tmp_path))
+    (log,) = runs(tmp_path)
+    found = records(log)
+    opened = next(record["run"] for record in found if record["type"] == "run")
+    assert opened["run_group"] == "tracked"
+    assert set(opened["tags"]) == {"transformer", "mqar"}
+    assert opened["config"]["update"]["d_model"] == 16
+    points = history(found)
+    assert any("train/loss" in point and "train/lr" in point for point in points)
+    assert {point["trainer/global_step"] for point in points if "val/token_accuracy" in point} == {9, 19}
+    drawn = {p["seq_len"]: p["bench/quality/token_accuracy"] for p in points if "bench/quality/token_accuracy" in p}
+    assert drawn == {row.seq_len: row.metrics["token_accuracy"] for row in rows if row.kind == "quality"}
+    assert {p["seq_len"] for p in points if "bench/decode/ms_per_token" in p} == {16, 64}
+    steps = {
+        m["glob_name"]: m["step_metric"]
+        for m in (r["metric"] for r in found if r["type"] == "metric")
+        if "glob_name" in m
+    }
+    assert steps == {"*": "trainer/global_step", "bench/*": "seq_len"}
+    (table,) = (point for point in points if "rows.nrows" in point)
+    assert table["rows.nrows"] == len(rows) == 4
+    summary = {k: v for r in found if r["type"] == "summary" for k, v in r["summary"].get("update", {}).items()}
+    assert summary["n_params"] == rows[0].metrics["n_params"]
+    assert summary["state_bytes"] == rows[1].metrics["state_bytes"]
+    assert summary["kernel"] == "sdpa"
+
+
+def test_cells_of_one_process_do_not_leak_into_one_another(tmp_path: Path) -> None:
+    import wandb
+
+    for seed in (0, 1):
+        measured(tiny(tmp_path, f"seed={seed}", "phases=[quality]", "eval_scales=[1]"))
+        assert wandb.run is None
+    names = {next(r["run"]["display_name"] for r in records(log) if r["type"] == "run") for log in runs(tmp_path)}
+    assert names == {"transformer mqar 16 seed 0", "transformer mqar 16 seed 1"}
+
+
+def test_a_cell_without_training_is_tracked_too(tmp_path: Path) -> None:
+    measured(tiny(tmp_path, "phases=[decode]"))
+    (log,) = runs(tmp_path)
+    assert any("bench/decode/ms_per_token" in point for point in history(records(log)))
+    measured(tiny(tmp_path, "phases=[decode]"))
+    assert len(runs(tmp_path)) == 1, "nothing was measured, so there is nothing to track"
+
+
+def test_a_failing_upload_costs_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise wandb.Error("disk quota")
+
+    monkeypatch.setattr(wandb, "Table", refuse)
+    assert {row.status for row in measured(tiny(tmp_path))} == {"ok"}
+    assert wandb.run is None
+
+
+def test_no_logger_writes_nothing(tmp_path: Path) -> None:
+    measured(tiny(tmp_path, "logger=none", "phases=[quality]"))
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_logged_in_without_a_network_goes_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    monkeypatch.delenv("https_proxy", raising=False)
+    assert not tracking._is_reachable("https://127.0.0.1:9")
+    monkeypatch.setattr(tracking, "_can_go_online", lambda: tracking._is_reachable("https://127.0.0.1:9"))
+    measured(tiny(tmp_path, "phases=[decode]"))
+    assert len(runs(tmp_path)) == 1
+    assert "W&B offline: 127.0.0.1 cannot be reached" in capfd.readouterr().err
+
+
+def test_a_failing_tracker_costs_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    def refuse(**_: Any) -> None:
+        raise wandb.Error("the server said no\nand more")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    rows = measured(tiny(tmp_path))
+    assert {row.status for row in rows} == {"ok"}
+    assert len(results.load([tmp_path])) == 4
+    err = capfd.readouterr().err
+    assert "W&B offline: the server said no" in err
+    assert "Traceback" not in err
