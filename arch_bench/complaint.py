@@ -30,7 +30,7 @@ def one_line(error: BaseException) -> str:
 def _unknown_option(error: MissingConfigException) -> str:
     """`backbone=mamb` and the like."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    known = [name for name in error.options or [] if not name.startswith("_")]
+    known = list(error.options or [])
     if not group:
         return _flat(str(error))
     return f"{group}={option} does not exist; choose from: {', '.join(known)}{_guess(option, known)}"

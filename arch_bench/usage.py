@@ -29,8 +29,8 @@ Hydra's own flags (sweeps, completion, the composed config): arch-bench --hydra-
 
 
 def options(conf: Path, group: str) -> list[str]:
-    """The choices of a group; a leading underscore marks a file that others build on."""
-    return sorted(path.stem for path in (conf / group).glob("*.yaml") if not path.stem.startswith("_"))
+    """The choices of a group."""
+    return sorted(path.stem for path in (conf / group).glob("*.yaml"))
 
 
 def _groups(conf: Path) -> str:

@@ -38,9 +38,13 @@ class Task(ABC):
 
     def __init__(self, *, seq_len: int) -> None:
         self.seq_len = seq_len
+        Task.check(self)
 
     def check(self) -> None:
-        """Raise ValueError, naming the keys and the inequality that failed, if the knobs do not fit together."""
+        """Raise ValueError, naming the keys and the inequality that failed, if the knobs do not fit together.
+
+        A constructor with knobs of its own ends with it; `with_length` asks again.
+        """
         if self.seq_len < 1:
             raise ValueError(f"seq_len={self.seq_len} is too short: needs seq_len >= 1")
 

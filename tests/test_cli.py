@@ -46,7 +46,6 @@ def test_help_lists_groups_and_dials(tmp_path: Path) -> None:
             assert option in text
     for dial in ("seq_len", "d_model", "n_layers", "seed", "precision", "kernel", "step", "phases", "eval_scales"):
         assert re.search(rf"^  {dial}: .*#", text, re.MULTILINE), dial
-    assert "_block" not in text
     assert "$" not in text
 
 
