@@ -87,18 +87,22 @@ def read(path: Path) -> Row:
 
 
 def load(folders: Iterable[Path]) -> list[Row]:
-    """Every row in a folder named `rows` at or below the given ones, oldest first.
+    """Every row of the given results folders (each has a folder `rows`, or is one), oldest first.
 
-    A file that is no row is named on stderr and skipped.
+    Folders further down, such as `published/`, are other people's results. A file that is no row is named on stderr
+    and skipped.
     """
     rows = []
-    paths = {path for folder in folders for path in folder.resolve().glob("**/*.json") if path.parent.name == "rows"}
-    for path in sorted(paths):
+    for path in sorted({path for folder in folders for path in _rows_of(folder.resolve()).glob("*.json")}):
         try:
             rows.append(read(path))
         except ValueError as error:
             print(f"skipped {error}", file=sys.stderr)
     return sorted(rows, key=lambda row: row.created_at)
+
+
+def _rows_of(folder: Path) -> Path:
+    return folder if folder.name == "rows" else folder / "rows"
 
 
 _BOOKKEEPING = frozenset({"results_dir", "logger", "isolate", "rerun", "time_limit_s", "phases", "eval_scales"})

@@ -64,11 +64,13 @@ def test_torn_and_foreign_files_are_named_and_skipped(
     assert str(bad) in capsys.readouterr().err
 
 
-def test_rows_are_found_below_a_folder_and_once_only(tmp_path: Path) -> None:
-    results.save(row(), tmp_path / "published" / "h200" / "rows" / "a.json")
+def test_a_folder_gives_its_own_rows_once(tmp_path: Path) -> None:
+    published = tmp_path / "published" / "h200"
+    results.save(row(), published / "rows" / "a.json")
     results.save(row(), tmp_path / "rows" / "b.json")
     (tmp_path / "notes.json").write_text("{}")
-    assert len(results.load([tmp_path, tmp_path / "rows" / ".."])) == 2
+    assert len(results.load([tmp_path, tmp_path / "rows" / "..", tmp_path / "rows"])) == 1
+    assert len(results.load([tmp_path, published])) == 2
 
 
 @pytest.mark.parametrize(
