@@ -155,6 +155,11 @@ class Backbone(nn.Module):
         """The implementations that run, as the mixers report them."""
         return "+".join(dict.fromkeys(block.mixer.kernel for block in self._stack))
 
+    @property
+    def step_kernel(self) -> str:
+        """The same for `step`."""
+        return "+".join(dict.fromkeys(block.mixer.step_kernel for block in self._stack))
+
     def n_params(self) -> int:
         """Trained numbers; a tied matrix counts once."""
         return sum(p.numel() for p in self.parameters())

@@ -132,10 +132,18 @@ def build(cell: Cell, group: Literal["backbone", "task"], **kwargs: Any) -> Any:
     try:
         built = _instantiate(node, **kwargs)
         if group == "task":
-            built.provenance()  # reads the data, if there is any to read: a missing corpus shows here
+            _try_out(built)
     except ValueError as error:
         raise ConfigError(f"{group}={getattr(cell, f'{group}_name')}: {error}") from None
     return built
+
+
+def _try_out(task: Any) -> None:
+    """Draw one example of each split: a corpus that is missing or too short shows before anything is trained."""
+    import torch
+
+    for split in ("train", "validation", "test"):
+        task.for_split(split).sample(1, torch.Generator().manual_seed(0), torch.device("cpu"))
 
 
 def _instantiate(node: Node, **kwargs: Any) -> Any:

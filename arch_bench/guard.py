@@ -15,11 +15,18 @@ class Diverged(Exception):
     """The loss stopped being a finite number."""
 
 
+_NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+
+
 def guarded(measure: Callable[[], list[Outcome]], lengths: list[int], kernel: str = "") -> list[Outcome]:
     """The outcomes of `measure`, or one outcome per length that says why there are none. Bugs pass through."""
     try:
         return measure()
     except torch.OutOfMemoryError as error:
+        status, reason = _status("oom", error)
+    except RuntimeError as error:  # what other allocators raise has no class of its own
+        if not any(words in str(error) for words in _NO_MEMORY):
+            raise
         status, reason = _status("oom", error)
     except Unsupported as error:
         status, reason = _status("unsupported", error)

@@ -36,7 +36,7 @@ class LitSequence(L.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         loss = masked_loss(self._forward, self.backbone.head, batch, self._optim.label_smoothing)
-        if index % LOG_EVERY == 0:
+        if (index + 1) % LOG_EVERY == 0:  # the steps at which Lightning hands the values on
             self.log("train/loss", loss)
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
@@ -125,5 +125,8 @@ class TaskData(L.LightningDataModule):
         return self._loader(task, "test", -(-n_examples // batch_size), batch_size)
 
     def _loader(self, task: Task, split: Split, n_steps: int, batch_size: int) -> DataLoader[Batch]:
+        task.for_split(split).sample(
+            1, stream(self._seed, split, 0, self._device), self._device
+        )  # refuse now, not later
         steps = Steps(task, split, seed=self._seed, batch_size=batch_size, n_steps=n_steps, device=self._device)
         return DataLoader(steps, batch_size=None)

@@ -2,8 +2,9 @@
 
 Time: warm up until the last five steps agree within 5 % (5 to 60 steps), then at least 3 and by default 20 steps. On
 CUDA a step is bracketed by events and the stream is synchronised once, at the end; elsewhere by a wall clock. Figures
-are medians with the 10th and 90th percentile. Memory: a separate pass; on CUDA the allocator's peak, on the CPU the
-growth of the process's peak resident memory over what it was before the model (fresh process only).
+are medians with the 10th and 90th percentile. Memory of a training step: a separate pass; on CUDA the allocator's
+peak, on the CPU the growth of the process's peak resident memory over what it was before the model (fresh process
+only).
 """
 
 from __future__ import annotations
@@ -52,6 +53,12 @@ def _processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
+
+
+def forbid_tf32() -> None:
+    """Make `precision=fp32` mean it everywhere: by default cuDNN rounds to TF32 and matrix products do not."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def pick_precision(name: str, device: torch.device) -> str:
@@ -142,12 +149,13 @@ def warm_up(step: Callable[[], object], watch: Stopwatch, max_seconds: float, cl
 
 
 class PeakMemory:
-    """Peak bytes since construction: allocated on CUDA, resident growth of this (fresh) process on the CPU."""
+    """Peak bytes since construction or `restart`: allocated on CUDA, resident growth of a fresh process on the CPU."""
 
     def __init__(self, device: torch.device, *, is_fresh: bool) -> None:
         self._device = device
         self._is_fresh = is_fresh
         self._baseline = _peak_resident_bytes()
+        self.restart()
 
     def restart(self) -> None:
         """Forget earlier peaks where the device can (CUDA)."""

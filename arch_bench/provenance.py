@@ -26,20 +26,21 @@ def versions() -> dict[str, str]:
 
 @cache
 def commit() -> tuple[str, bool]:
-    """(commit, whether tracked files differ from it) of the checkout this code runs from.
+    """(commit, whether the code or the configs differ from it) of the checkout this code runs from.
 
     A copy without its history (a container, a remote machine) is told by ARCH_BENCH_COMMIT; else it is ("", False).
     """
     if told := os.environ.get("ARCH_BENCH_COMMIT"):
         return told, False
-    head = _git("rev-parse", "HEAD")
-    return head, bool(head) and bool(_git("status", "--porcelain", "--untracked-files=no"))
+    if not _git("ls-files", "--error-unmatch", "arch_bench/__init__.py"):
+        return "", False  # installed, perhaps inside somebody else's checkout
+    return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--", "arch_bench", "tasks", "conf"))
 
 
 def _git(*args: str) -> str:
     try:
         done = subprocess.run(
-            ["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+            ["git", *args], cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

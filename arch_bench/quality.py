@@ -51,11 +51,15 @@ def measure(cell: Cell, lengths: list[int], logger: Logger | None) -> list[Outco
         logger.log_hyperparams({"n_params": backbone.n_params(), "kernel": backbone.kernel})
     started = time.perf_counter()
     trainer.fit(lit, datamodule=data)
+    if watch.last_validation != trainer.global_step:
+        trainer.validate(lit, datamodule=data, verbose=False)
     trained = _training_metrics(trainer, watch, task, time.perf_counter() - started)
     trained["n_params"] = backbone.n_params()
 
+    tester = _trainer(cell, device, watch, None)  # a score at a length has no place on a curve over steps
+
     def test(seq_len: int) -> list[Outcome]:
-        metrics = _test(trainer, lit, data, seq_len, cell.trainer.n_test_batches)
+        metrics = _test(tester, lit, data, seq_len, cell.trainer.n_test_batches)
         return [Outcome(seq_len=seq_len, kernel=backbone.kernel, metrics=metrics | trained, data=task.provenance())]
 
     return [outcome for n in lengths for outcome in guarded(lambda n=n: test(n), [n], backbone.kernel)]  # type: ignore[misc]
@@ -105,12 +109,14 @@ def _training_metrics(trainer: L.Trainer, watch: Watch, task: Task, train_s: flo
     }
 
 
-def _test(trainer: L.Trainer, lit: LitSequence, data: TaskData, seq_len: int, n_batches: int) -> dict[str, Any]:
+def _test(tester: L.Trainer, lit: LitSequence, data: TaskData, seq_len: int, n_batches: int) -> dict[str, Any]:
     try:
         loader = data.test_loader(seq_len, n_batches)
     except ValueError as error:
         raise Unsupported(str(error)) from error
-    (found,) = trainer.test(lit, dataloaders=loader, verbose=False)
+    (found,) = tester.test(lit, dataloaders=loader, verbose=False)
+    if not math.isfinite(found["test/loss_nats"]):
+        raise Diverged(f"test loss {found['test/loss_nats']} at {seq_len} tokens")
     return {name.removeprefix("test/"): value for name, value in found.items()}
 
 
@@ -120,15 +126,18 @@ class Watch(Callback):
     def __init__(self, stop_at: float | None) -> None:
         self.steps_to_solve: int | None = None
         self.token_accuracy: float | None = None
+        self.last_validation = 0
+        """The step at which `token_accuracy` was measured."""
         self._stop_at = stop_at
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx % LOG_EVERY == 0 and not math.isfinite(loss := outputs["loss"].item()):
+        if (batch_idx + 1) % LOG_EVERY == 0 and not math.isfinite(loss := outputs["loss"].item()):
             raise Diverged(f"loss {loss} at step {trainer.global_step}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.last_validation = trainer.global_step
         accuracy = self.token_accuracy = trainer.callback_metrics["val/token_accuracy"].item()
         if accuracy >= SOLVED and self.steps_to_solve is None:
             self.steps_to_solve = trainer.global_step
@@ -148,7 +157,7 @@ class Bar(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._bar.update()
-        if batch_idx % LOG_EVERY == 0:
+        if (batch_idx + 1) % LOG_EVERY == 0:
             self._show(loss=trainer.callback_metrics["train/loss"])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

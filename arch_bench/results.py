@@ -69,11 +69,12 @@ class Row:
 
 def save(row: Row, path: Path) -> None:
     """Write a row so that a reader sees all of it or none: temporary name, fsync, rename."""
-    text = json.dumps(dataclasses.asdict(row), indent=1)
+    text = json.dumps(dataclasses.asdict(row), indent=1, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
         file.write(text)
         file.flush()
+        os.fchmod(file.fileno(), 0o644)  # others may read a shared folder; a temporary file is private
         os.fsync(file.fileno())
     Path(file.name).replace(path)
 

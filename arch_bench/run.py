@@ -14,6 +14,10 @@ ORDER: tuple[Kind, ...] = ("speed", "decode", "quality")
 """Measuring comes first: the quality process then logs every row to the one W&B run it opens."""
 
 
+_RETRIED = frozenset({"timeout", "crashed"})
+"""What may end better the next time."""
+
+
 class Shape(NamedTuple):
     """The lengths of a phase that share one process."""
 
@@ -28,15 +32,16 @@ def run_cell(cell: Cell, say: Callable[[Row], None]) -> list[Row]:
     """
     cell = settle(cell)
     rows: list[Row] = []
-    n_measured = 0
+    n_measured, is_mirrored = 0, False
     for shape in shapes(cell):
         known = [] if cell.rerun else _known(cell, shape)
         fresh = [] if known else _measure(cell, shape, rows)
         n_measured += len(fresh)
+        is_mirrored |= shape.kind == "quality" and any(row.status not in _RETRIED for row in fresh)
         for row in known or fresh:
             say(row)
         rows += known or fresh
-    if n_measured and "quality" not in cell.phases:
+    if n_measured and not is_mirrored:
         with tracking.track(cell) as tracker:
             tracker.log_rows(rows)
     return rows
@@ -67,42 +72,46 @@ def row_path(cell: Cell, kind: Kind, seq_len: int) -> Path:
 
 
 def _known(cell: Cell, shape: Shape) -> list[Row]:
-    """The rows of a shape from disk; none unless all are there (a torn one counts as missing)."""
-    rows = []
+    """The rows of a shape from disk; none unless all are there, whole, and not worth another try."""
+    rows: list[Row] = []
     for seq_len in shape.lengths:
         try:
             rows.append(results.read(row_path(cell, shape.kind, seq_len)))
         except (FileNotFoundError, ValueError):
             return []
-    return rows
+    return [] if any(row.status in _RETRIED for row in rows) else rows
 
 
 def _measure(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
     """Run one shape in its process; a process that ends badly becomes status rows."""
+    before = _known(cell, shape)
     try:
         if not cell.isolate:
             return run_shape(cell, shape, earlier)
         return isolate.call(run_shape, cell, shape, earlier, time_limit_s=cell.time_limit_s)
     except isolate.TimedOut as error:
-        return _give_up(cell, shape, "timeout", str(error))
+        return _give_up(cell, shape, before, "timeout", str(error))
     except isolate.Crashed as error:
-        return _give_up(cell, shape, "crashed", str(error))
+        return _give_up(cell, shape, before, "crashed", str(error))
     except Exception as error:
         error.add_note(f"in cell {results.cell_key(cell.model_dump())}: {cell.backbone_name} on {cell.task_name}")
         raise
 
 
-def _give_up(cell: Cell, shape: Shape, status: Status, reason: str) -> list[Row]:
-    rows = _known(cell, shape)  # it may have saved them before it ended
+def _give_up(cell: Cell, shape: Shape, before: list[Row], status: Status, reason: str) -> list[Row]:
+    rows = _known(cell, shape)
+    if rows != before:
+        return rows  # it saved them before it ended
     failed = [Outcome(seq_len=n, status=status, reason=reason) for n in shape.lengths]
-    return rows or _save(cell, shape.kind, failed, cell.device)
+    return _save(cell, shape.kind, failed, cell.device)
 
 
 def run_shape(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
     """Measure, save, mirror: what happens inside the fresh process."""
     from arch_bench.guard import guarded
-    from arch_bench.measure import device_name, pick_device
+    from arch_bench.measure import device_name, forbid_tf32, pick_device
 
+    forbid_tf32()
     device = device_name(pick_device(cell.device))
     if shape.kind != "quality":
         outcomes = guarded(lambda: [_measurer(shape.kind)(cell, shape.lengths[0])], shape.lengths)

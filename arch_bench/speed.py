@@ -71,6 +71,7 @@ class TrainingStep:
         task: Task = build(cell, "task")
         try:
             task = task.with_length(seq_len)
+            task.for_split("train").sample(1, stream(cell.seed, "train", 0, device), device)
         except ValueError as error:
             raise Unsupported(str(error)) from error
         torch.manual_seed(cell.seed)
@@ -82,17 +83,18 @@ class TrainingStep:
         self._forward = torch.compile(self.backbone) if self.kind == "compiled" else self.backbone
         self._device = device
         self._precision = pick_precision(cell.precision, device)
+        self._label_smoothing = cell.optim.label_smoothing
         self._clip_norm = cell.optim.clip_norm
         self._optimizer = make_optimizer(self.backbone, cell.optim)
         rngs = [stream(cell.seed, "train", i, device) for i in range(N_BATCHES)]
-        self._batches = itertools.cycle([task.sample(self.batch_size, rng, device) for rng in rngs])
+        self._batches = itertools.cycle([task.for_split("train").sample(self.batch_size, rng, device) for rng in rngs])
 
     def __call__(self, watch: Stopwatch) -> tuple[Mark, ...]:
         """Returns four marks: start, after forward, after backward, after the update."""
         batch = next(self._batches)
         start = watch.mark()
         with autocast(self._precision, self._device):
-            loss = masked_loss(self._forward, self.backbone.head, batch)
+            loss = masked_loss(self._forward, self.backbone.head, batch, self._label_smoothing)
         forward = watch.mark()
         loss.backward()
         backward = watch.mark()

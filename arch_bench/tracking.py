@@ -50,7 +50,12 @@ class WandbTracker(Tracker):
     def lightning(self) -> WandbLogger:
         from lightning.pytorch.loggers import WandbLogger
 
-        return WandbLogger(experiment=self._run)
+        class ForgivingLogger(WandbLogger):
+            def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+                with _forgiving("curves"):
+                    super().log_metrics(*args, **kwargs)
+
+        return ForgivingLogger(experiment=self._run)
 
     def log_rows(self, rows: Sequence[Row]) -> None:
         """As points of `bench/<kind>/<metric>` against `seq_len`, as one table, and as the run's summary."""
@@ -83,7 +88,8 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
 @contextmanager
 def track(cell: Cell) -> Iterator[Tracker]:
     """The cell's tracker; its W&B run is finished on leaving, whatever happened, so that no other cell meets it."""
-    run = _start(cell) if cell.logger.kind == "wandb" else None
+    is_wanted = cell.logger.kind == "wandb" and os.environ.get("WANDB_MODE") != "disabled"
+    run = _start(cell) if is_wanted else None
     if run is None:
         yield Tracker()
         return
@@ -134,7 +140,9 @@ def _can_go_online() -> bool:
     if os.environ.get("WANDB_MODE", "online") != "online":
         return False
     wandb.setup(wandb.Settings(silent=True))
-    return wandb.login(prompt=False) and _is_reachable(wandb.Settings().base_url)
+    with _forgiving("login"):
+        return wandb.login(prompt=False) and _is_reachable(wandb.Settings().base_url)
+    return False
 
 
 def _is_reachable(url: str) -> bool:

@@ -82,6 +82,34 @@ def test_a_window_is_linear_in_length() -> None:
     assert largest_tensor(1024) <= 2.1 * largest_tensor(512)
 
 
+@pytest.mark.parametrize("window", [1, 2, 32, 128, 129, 130, 255, 256, 257, 300, 1000])
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 640, 700])
+def test_the_band_of_blocks_is_the_one_torch_finds_by_trying_every_position(length: int, window: int) -> None:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def visible(_b: torch.Tensor, _h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        return (i >= j) & (i - j < window)
+
+    found = attention._flex_mask(window, length, torch.device("cpu"))
+    expected = create_block_mask(visible, None, None, length, length, device="cpu")
+    assert (found.to_dense() == expected.to_dense()).all()
+    assert found.shape == expected.shape
+    assert found.BLOCK_SIZE == expected.BLOCK_SIZE
+    ragged = length % attention.FLEX_BLOCK > 0  # torch never calls the last, half-empty blocks full
+    for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        if not ragged:
+            assert (getattr(found, name) == getattr(expected, name)).all(), name
+            assert getattr(found, name).dtype == getattr(expected, name).dtype
+
+
+def test_the_band_is_never_full_where_a_position_is_hidden() -> None:
+    mask = attention._flex_mask(300, 700, torch.device("cpu"))
+    for i in range(6):
+        for j in mask.full_kv_indices[0, 0, i, : mask.full_kv_num_blocks[0, 0, i]].tolist():
+            assert (i + 1) * 128 - 1 - j * 128 < 300
+            assert j < i
+
+
 def test_rotation_depends_on_distance_only() -> None:
     q, k, _ = qkv(1)
     scores = [

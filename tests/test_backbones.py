@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -95,13 +96,27 @@ def test_state_bytes_are_those_of_the_tensors(name: str) -> None:
     assert count_bytes(model.init_state(3, 100)) > model.state_bytes(100)
 
 
-def test_state_does_not_change_size_while_decoding(name: str) -> None:
-    model, x = backbone(name), tokens()
-    state = model.init_state(BATCH, LENGTH)
-    before = count_bytes(state)
-    _, state = model.prefill(x[:, :7], state)
-    _, state = model.step(x[:, 7], state)
-    assert count_bytes(state) == before
+@pytest.mark.parametrize("is_bf16", [False, True])
+def test_state_does_not_change_size_while_decoding(name: str, is_bf16: bool) -> None:
+    model, x = backbone(name, "backbone.d_conv=4"), tokens()
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+        state = model.init_state(BATCH, LENGTH)
+        before = [(t.shape, t.dtype) for t in tensors(state)]
+        _, state = model.prefill(x[:, :7], state)
+        assert [(t.shape, t.dtype) for t in tensors(state)] == before
+        _, state = model.step(x[:, 7], state)
+    assert [(t.shape, t.dtype) for t in tensors(state)] == before
+
+
+def test_decoding_in_bf16_casts_no_weight_twice(name: str) -> None:
+    model = backbone(name)
+    sizes = {p.numel() for p in model.parameters() if p.dim() >= 2 and p.numel() > BATCH * 4 * 32}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        _, state = model.step(tokens()[:, 0], model.init_state(BATCH, LENGTH))
+        with torch.profiler.profile(record_shapes=True) as profile:
+            model.step(tokens()[:, 1], state)
+    casts = [event for event in profile.events() if event.name == "aten::_to_copy" and event.input_shapes]
+    assert not [event for event in casts if math.prod(event.input_shapes[0] or [0]) in sizes]
 
 
 def test_state_at_a_position_costs_what_the_real_one_does(name: str) -> None:

@@ -101,6 +101,47 @@ def test_a_second_run_fills_gaps_and_replaces_torn_rows(tmp_path: Path) -> None:
     assert len(results.load([tmp_path])) == 3
 
 
+def test_a_crash_is_tried_again_and_an_unsupported_shape_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "run_shape", _die)
+        (row,) = measured(tiny(tmp_path, "isolate=true", "phases=[decode]"))
+    assert row.status == "crashed"
+    (row,) = measured(tiny(tmp_path, "phases=[decode]"))
+    assert row.status == "ok"
+    impossible = tiny(tmp_path, "phases=[decode]", "backbone=local_attention", "kernel=flex")
+    first = measured(impossible)
+    assert first[0].status == "unsupported"
+    assert measured(impossible) == first
+
+
+def test_a_rerun_that_dies_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(tiny(tmp_path, "phases=[decode]"))
+    monkeypatch.setattr(run, "run_shape", _die)
+    (row,) = measured(tiny(tmp_path, "isolate=true", "phases=[decode]", "rerun=true"))
+    assert row.status == "crashed"
+
+
+def test_a_corpus_too_short_is_told_before_training(tmp_path: Path) -> None:
+    corpus = tmp_path / "short.txt"
+    corpus.write_text("words " * 40)
+    shared = [override for override in TINY if not override.startswith("task.")]
+    text = ["task=text", f"task.path={corpus}", f"task.cache_dir={tmp_path / 'cache'}", f"results_dir={tmp_path}"]
+    with pytest.raises(ConfigError, match="task=text"):
+        measured(cell_of(compose([*shared, *text, "seq_len=256"])))
+    corpus.write_text("words " * 400)  # 120 bytes to test on: enough for 64 tokens, too few for 256
+    cell = cell_of(compose([*shared, *text, "seq_len=64", "eval_scales=[1,4]", "phases=[quality]"]))
+    assert [row.status for row in measured(cell)] == ["ok", "unsupported"]
+
+
+def test_the_last_validation_is_of_the_model_that_is_tested(tmp_path: Path) -> None:
+    steps = ["trainer.max_steps=7", "trainer.val_every=3", "phases=[quality]", "eval_scales=[1]"]
+    known = measured(tiny(tmp_path / "a", *steps))[0].metrics["val_token_accuracy"]
+    steps[1] = "trainer.val_every=7"
+    assert measured(tiny(tmp_path / "b", *steps))[0].metrics["val_token_accuracy"] == known
+
+
 def test_rerun_measures_again(tmp_path: Path) -> None:
     first = measured(tiny(tmp_path, "phases=[decode]"))
     assert measured(tiny(tmp_path, "phases=[decode]", "rerun=true"))[0].metrics != first[0].metrics
@@ -214,6 +255,14 @@ def test_the_guard_knows_what_is_no_bug(error: Any, status: str) -> None:
     assert "\n" not in outcomes[0].reason
 
 
+def test_the_guard_knows_the_memory_of_the_cpu() -> None:
+    def hoard() -> list[Outcome]:
+        torch.empty(2**60)
+        return []
+
+    assert guarded(hoard, [64])[0].status == "oom"
+
+
 def test_the_guard_lets_bugs_through() -> None:
     def fail() -> list[Outcome]:
         raise KeyError("bug")
@@ -233,6 +282,10 @@ def test_a_bug_names_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_loss_that_is_no_number_diverges(tmp_path: Path) -> None:
-    rows = measured(tiny(tmp_path, "phases=[quality]", "optim.lr=1e30", "trainer.max_steps=40", "optim.clip_norm=0"))
+    wild = ["phases=[quality]", "optim.lr=1e30", "optim.clip_norm=0"]
+    rows = measured(tiny(tmp_path, *wild, "trainer.max_steps=40"))
     assert {row.status for row in rows} == {"diverged"}
     assert "step" in rows[0].reason
+    rows = measured(tiny(tmp_path, *wild, "trainer.max_steps=8"))  # ends before the loss is looked at
+    assert {row.status for row in rows} == {"diverged"}
+    assert "test loss" in rows[0].reason

@@ -14,6 +14,7 @@ import pytest
 from arch_bench import results, run, tracking
 from arch_bench.config import Cell, cell_of, compose
 from arch_bench.results import Row
+from arch_bench.train_step import rate_factor
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what W&B's own imports warn of
 
@@ -68,7 +69,10 @@ def test_an_offline_run_holds_curves_config_rows_and_its_x_axis(tmp_path: Path) 
     assert set(opened["tags"]) == {"transformer", "mqar"}
     assert opened["config"]["update"]["d_model"] == 16
     points = history(found)
-    assert any("train/loss" in point and "train/lr" in point for point in points)
+    rates = {p["trainer/global_step"]: p["train/lr"] for p in points if "train/lr" in p}
+    assert rates[9] == pytest.approx(1e-3 * rate_factor(9, 20, tiny(tmp_path).optim)), "the rate of that very step"
+    assert {p["trainer/global_step"] for p in points if "train/loss" in p} == {9, 19}
+    assert not any("test/token_accuracy" in point for point in points), "a length cannot be told on that axis"
     assert {point["trainer/global_step"] for point in points if "val/token_accuracy" in point} == {9, 19}
     drawn = {p["seq_len"]: p["bench/quality/token_accuracy"] for p in points if "bench/quality/token_accuracy" in p}
     assert drawn == {row.seq_len: row.metrics["token_accuracy"] for row in rows if row.kind == "quality"}
@@ -85,6 +89,25 @@ def test_an_offline_run_holds_curves_config_rows_and_its_x_axis(tmp_path: Path) 
     assert summary["n_params"] == rows[0].metrics["n_params"]
     assert summary["state_bytes"] == rows[1].metrics["state_bytes"]
     assert summary["kernel"] == "sdpa"
+
+
+def test_lengths_measured_later_are_tracked_too(tmp_path: Path) -> None:
+    measured(tiny(tmp_path))
+    measured(tiny(tmp_path, "decode.lengths=[16,32]"))
+    seen = {p["seq_len"] for log in runs(tmp_path) for p in history(records(log)) if "bench/decode/ms_per_token" in p}
+    assert seen == {16, 32, 64}
+
+
+def test_disabled_by_its_own_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    measured(tiny(tmp_path, "phases=[decode]"))
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_a_key_that_is_no_key_goes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "abc")
+    assert tracking._can_go_online() is False
 
 
 def test_cells_of_one_process_do_not_leak_into_one_another(tmp_path: Path) -> None:

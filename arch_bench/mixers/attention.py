@@ -24,6 +24,7 @@ class Attention(Mixer):
     """
 
     takes_relative_positions = True
+    step_kernel = "sdpa"
 
     def __init__(self, *, d_model: int, n_heads: int, positions: Positions, kernel: str) -> None:
         super().__init__()
@@ -106,8 +107,8 @@ class LocalAttention(Attention):
         super().__init__(d_model=d_model, n_heads=n_heads, positions=positions, kernel=kernel)
 
     def _choose(self, kernel: str) -> str:
-        needs_cuda = None if self.out.weight.is_cuda else "flex attention trains on CUDA only; use kernel=blocks"
-        return choose_kernel(kernel, {"flex": needs_cuda, "blocks": None, "reference": None})
+        flex = attention.flex_obstacle(self.out.weight.device)
+        return choose_kernel(kernel, {"flex": flex, "blocks": None, "reference": None})
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention.LOCAL_KERNELS[self.kernel](q, k, v, self.window, self.slopes)

@@ -22,6 +22,8 @@ class Mixer(nn.Module, ABC):
 
     kernel: str
     """The implementation that runs, decided at construction; a row records it."""
+    step_kernel: str
+    """The implementation behind `step`, which need not be that of the parallel form."""
     takes_relative_positions: ClassVar[bool] = False
     """Whether the mixer itself can apply rotary or ALiBi positions, as attention can."""
 

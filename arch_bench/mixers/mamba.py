@@ -37,6 +37,8 @@ class Mamba(Mixer):
     the scan, in training as in decoding; a decoded token moves all parameters and the state through memory once.
     """
 
+    step_kernel = "eager"
+
     def __init__(
         self,
         *,
@@ -68,7 +70,6 @@ class Mamba(Mixer):
         with torch.no_grad():
             self.dt_proj.weight.uniform_(-(self.dt_rank**-0.5), self.dt_rank**-0.5)
             self.dt_proj.bias.copy_(inverse_softplus)
-        self.dt_proj.bias._no_reinit = True  # type: ignore[attr-defined]
         for parameter in (self.A_log, self.D):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
 

@@ -33,6 +33,7 @@ class LSTM(Mixer):
             "reference": None,
         }
         self.kernel = choose_kernel(kernel, obstacles)
+        self.step_kernel = "reference" if self.kernel == "reference" else "lstm_cell"
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """W (4 H, H), U (4 H, H) and their biases (4 H,), the gates in the order i, f, g, o."""
@@ -52,10 +53,9 @@ class LSTM(Mixer):
         return self.prefill(x, self.init_state(x.shape[0], x.shape[1]))[0]
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """(h, c), each (B, H)."""
-        weight = self._weights()[0]
-        zeros = torch.zeros(2, batch_size, self.lstm.hidden_size, device=weight.device, dtype=weight.dtype)
-        return zeros[0], zeros[1]
+        """(h, c), each (B, H), in the activations' dtype: under autocast the fused kernels carry both so."""
+        h = torch.zeros(batch_size, self.lstm.hidden_size, device=self._weights()[0].device, dtype=self.cache_dtype())
+        return h, torch.zeros_like(h)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         if self.kernel == "reference":

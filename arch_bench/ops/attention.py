@@ -6,8 +6,11 @@ Legend: B batch, H heads, T positions, D head width, W window, N blocks. q, k, v
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -92,16 +95,43 @@ def local_flex(q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | No
     return _compiled_flex()(q, k, v, score_mod=None if slopes is None else lower_far_scores, block_mask=mask)
 
 
+FLEX_BLOCK = 128
+"""Positions per block of flex attention's mask."""
+
+
 @cache
 def _flex_mask(window: int, n: int, device: torch.device) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
+    """The band as a block mask. `create_block_mask` would first make all n x n entries; this makes (n / 128)^2."""
+    from torch.nn.attention.flex_attention import BlockMask
 
     reach = torch.tensor(window, device=device)  # captured as a tensor: one compiled kernel serves every window
 
     def visible(_b: Tensor, _h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (i >= j) & (i - j < reach)
 
-    return create_block_mask(visible, None, None, n, n, device=device)
+    blocks = torch.arange(-(-n // FLEX_BLOCK), device=device)
+    behind = blocks[:, None] - blocks[None, :]  # how many blocks the keys lie before the queries
+    is_seen = (behind >= 0) & ((behind - 1) * FLEX_BLOCK + 1 < window)  # its nearest pair of positions is visible
+    is_full = (behind > 0) & ((behind + 1) * FLEX_BLOCK - 1 < window)  # its farthest pair is, too
+    partial, full = _ordered(is_seen & ~is_full), _ordered(is_full)
+    return BlockMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=FLEX_BLOCK, mask_mod=visible, seq_lengths=(n, n))
+
+
+def _ordered(is_taken: Tensor) -> tuple[Tensor, Tensor]:
+    """(queries, keys) booleans -> how many key blocks each query block takes, and which, as (1, 1, ...) int32."""
+    which = is_taken.int().argsort(dim=-1, descending=True, stable=True)
+    return is_taken.sum(-1).int()[None, None], which.int()[None, None]
+
+
+def flex_obstacle(device: torch.device) -> str | None:
+    """Why flex attention cannot train here, or None."""
+    if device.type != "cuda":
+        return "flex attention trains on CUDA only; use kernel=blocks"
+    if find_spec("triton") is None:
+        return "flex attention needs triton, which is not installed; use kernel=blocks"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "flex attention is compiled, and there is no C compiler; use kernel=blocks"
+    return None
 
 
 @cache
