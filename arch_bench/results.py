@@ -44,7 +44,7 @@ class Row:
     train_seq_len: int
     seed: int
     kernel: str
-    """The implementation that ran, as the mixers report it; empty if the model was never built."""
+    """The implementation that ran, as the mixers report it; empty when the measurement failed."""
     precision: str
     key: str
     """Hash of everything that defines the cell: rows with one key come from one configuration."""

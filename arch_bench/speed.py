@@ -13,7 +13,7 @@ from arch_bench.measure import Mark, PeakMemory, Stopwatch, Timing, autocast, pi
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.results import Outcome
 from arch_bench.train_step import make_optimizer, masked_loss
-from tasks.base import Task, stream
+from tasks.base import IGNORE, Task, stream
 
 N_BATCHES = 4
 """Batches that are rotated, so that no step finds its input in a cache."""
@@ -40,6 +40,7 @@ def measure(cell: Cell, seq_len: int) -> Outcome:
         "n_params": step.backbone.n_params(),
         "batch_size": step.batch_size,
         "tokens_per_step": step.batch_size * seq_len,
+        "n_scored": step.n_scored,
         "n_warmup": n_warmup,
         "warmup_s": warmup_s,
         "step": step.kind,
@@ -87,7 +88,9 @@ class TrainingStep:
         self._clip_norm = cell.optim.clip_norm
         self._optimizer = make_optimizer(self.backbone, cell.optim)
         rngs = [stream(cell.seed, "train", i, device) for i in range(N_BATCHES)]
-        self._batches = itertools.cycle([task.for_split("train").sample(self.batch_size, rng, device) for rng in rngs])
+        batches = [task.for_split("train").sample(self.batch_size, rng, device) for rng in rngs]
+        self.n_scored = int((batches[0].targets != IGNORE).sum())
+        self._batches = itertools.cycle(batches)
 
     def __call__(self, watch: Stopwatch) -> tuple[Mark, ...]:
         """Returns four marks: start, after forward, after backward, after the update."""

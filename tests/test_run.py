@@ -69,6 +69,7 @@ def test_rows_carry_metrics_and_provenance(tmp_path: Path) -> None:
         assert speed.metrics[name] > 0, name  # type: ignore[operator]
     assert speed.metrics["forward_ms"] < speed.metrics["forward_backward_ms"] < speed.metrics["train_step_ms"]  # type: ignore[operator]
     assert speed.metrics["tokens_per_step"] == 64
+    assert speed.metrics["n_scored"] == 4 * 2  # four sequences of 16 tokens, two pairs asked in each
     assert decode.metrics["ms_per_token"] > 0  # type: ignore[operator]
     assert decode.metrics["state_bytes"] == 8 + 2 * 16 * 16 * 4 + 8  # position, keys and values, position of the ring
     assert 0 <= quality.metrics["token_accuracy"] <= 1  # type: ignore[operator]
