@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import threading
 import time
 import warnings
 from typing import Any
@@ -149,6 +150,7 @@ class Bar(Callback):
     """One line of progress, gone when training ends. Where nobody watches (a log file) it speaks every 20 s."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        tqdm.set_lock(threading.RLock())  # its own lock is a semaphore of the system, which a killed process leaks
         pace = 0.5 if sys.stderr.isatty() else 20.0
         self._bar = tqdm(total=trainer.max_steps, desc="    training", unit="step", leave=False, mininterval=pace)
         self._shown: dict[str, str] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -108,6 +110,18 @@ def test_the_band_is_never_full_where_a_position_is_hidden() -> None:
         for j in mask.full_kv_indices[0, 0, i, : mask.full_kv_num_blocks[0, 0, i]].tolist():
             assert (i + 1) * 128 - 1 - j * 128 < 300
             assert j < i
+
+
+@pytest.mark.slow  # it compiles, for some 20 s
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="flex attention is compiled, which takes a C compiler")
+@pytest.mark.filterwarnings("default")  # what the compiler warns of differs between versions of torch
+@pytest.mark.parametrize(("length", "window", "with_slopes"), [(300, 32, False), (700, 300, True), (512, 129, False)])
+def test_flex_runs_on_that_band(length: int, window: int, with_slopes: bool) -> None:
+    q, k, v = (x.detach().repeat(1, 1, 1, 2) for x in qkv(length, torch.float32))
+    slopes = alibi_slopes(4) if with_slopes else None
+    with torch.no_grad():
+        found = attention.local_flex(q, k, v, window, slopes)
+    torch.testing.assert_close(found, attention.local_reference(q, k, v, window, slopes), atol=1e-5, rtol=1e-5)
 
 
 def test_rotation_depends_on_distance_only() -> None:

@@ -122,6 +122,7 @@ def test_ctrl_c_is_one_line_and_keeps_rows(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "interrupted; finished rows are kept" in stderr
     assert "Traceback" not in stderr
+    assert "leaked" not in stderr
     assert len(results.load([tmp_path / "results"])) == 1
 
 

@@ -95,11 +95,14 @@ def decoding(study: Study) -> Table | None:
             _point(study, metrics.PREFILL, group, length), _point(study, metrics.MS_PER_TOKEN, group, length),
             _mean(rows, "ms_per_token_p95", units.plain), _point(study, metrics.STATE, group, length),
             _mean(rows, "state_elements", units.count), _mean(rows, "peak_mem_bytes", units.size),
-            Cell(_words(row.kernel for row in rows)), Cell(str(_n_seeds(rows)), _n_seeds(rows)),
+            Cell(_words(row.kernel for row in rows)),
+            Cell(_words(str(row.metrics.get("step_kernel", "")) for row in rows)),
+            Cell(str(_n_seeds(rows)), _n_seeds(rows)),
         ])  # fmt: skip
     columns = ["task", "context", "backbone", "batch", "prefill ms", "ms per token", "p95", "state", "state elements"]
     note = "A prompt in one pass, then one token at a time; the state is what is carried from token to token."
-    return Table("Decoding in numbers", note, [*columns, "peak memory", "kernel", "seeds"], lines) if lines else None
+    columns += ["peak memory", "prefill kernel", "step kernel", "seeds"]
+    return Table("Decoding in numbers", note, columns, lines) if lines else None
 
 
 def failures(study: Study) -> Table | None:
