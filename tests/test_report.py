@@ -335,7 +335,7 @@ def test_findings_say_who_leads_who_guesses_and_how_many_seeds() -> None:
     rows = [score("transformer", 0.998), score("lstm", 0.13), score("mamba", 0.8)]
     assert findings(Study(rows)) == [
         "On mqar at 64 tokens (1 seed), transformer scores best: 99.8 % token accuracy; "
-        "lstm (13.0 %) stays near the value set baseline (12.5 %)."
+        "lstm (13.0 %) does not get past the value set baseline (12.5 %)."
     ]
 
 

@@ -57,7 +57,7 @@ def _scores(study: Study, task: str) -> str:
     text = f"{where} {_leading(leaders, len(contest.entries), metric)}"
     others = [entry for entry in rest if entry not in leaders and entry not in lost]
     if lost:
-        text += f"; {_listed([_scored(each, metric) for each in lost])} {_stay(lost)} near {guessing}"
+        text += f"; {_listed([_scored(each, metric) for each in lost])} {_do(lost)} not get past {guessing}"
     elif others:
         text += f"; {_scored(others[-1], metric)} is last"
     return f"{text}."
@@ -232,8 +232,8 @@ def _scored(entry: Entry, metric: Metric) -> str:
     return f"{entry.series} ({metric.show(entry.point.value)})"
 
 
-def _stay(entries: Sequence[Entry]) -> str:
-    return "stays" if len(entries) == 1 else "stay"
+def _do(entries: Sequence[Entry]) -> str:
+    return "does" if len(entries) == 1 else "do"
 
 
 def _rates(*entries: Entry) -> str:
