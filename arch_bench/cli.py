@@ -11,11 +11,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from arch_bench.complaint import one_line
-from arch_bench.config import CONF, ConfigError, cell_of
+from arch_bench.config import CONF, HYDRA, ConfigError, allowed_targets, cell_of
 from arch_bench.sweep import SWEEP, line
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+@hydra.main(config_path=str(CONF), config_name="config", **HYDRA)
 def run(cfg: DictConfig) -> None:
     """One cell of a sweep, or the only one."""
     from arch_bench.run import run_cell
@@ -33,7 +33,8 @@ def main() -> None:
     """Exit codes: 0 done, 1 a bug (with its traceback), 2 the user's mistake (one line), 130 interrupted."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting
     try:
-        run()
+        with allowed_targets():
+            run()
     except (HydraException, OmegaConfBaseException, OSError) as error:
         _exit(one_line(error), 2)
     except KeyboardInterrupt:

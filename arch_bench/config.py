@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +20,8 @@ _HERE = Path(__file__).resolve().parent
 CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())
 """In a wheel the YAML lies inside the package, in a clone beside it."""
 usage.register(CONF)
+HYDRA: dict[str, Any] = {} if hasattr(hydra.utils, "execution_whitelist") else {"version_base": "1.3"}
+"""Hydra 1.3 warns when it is not told its version, Hydra 1.4 when it is."""
 
 
 class ConfigError(ValueError):
@@ -115,7 +117,7 @@ def cell_of(cfg: DictConfig) -> Cell:
 
 def compose(overrides: list[str]) -> DictConfig:
     """Compose a config outside the command line, exactly as the command line does (tests, notebooks)."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), **HYDRA):
         cfg = hydra.compose("config", overrides=overrides, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
@@ -146,10 +148,15 @@ def _try_out(task: Any) -> None:
         task.for_split(split).sample(1, torch.Generator().manual_seed(0), torch.device("cpu"))
 
 
+def allowed_targets() -> AbstractContextManager[object]:
+    """Within it, YAML may name what this repository defines; Hydra 1.4 and later want that said."""
+    allow = getattr(hydra.utils, "execution_whitelist", None)
+    return allow(["arch_bench.*", "tasks.*"]) if allow else nullcontext()
+
+
 def _instantiate(node: Node, **kwargs: Any) -> Any:
     """Hydra's instantiate, raising what the constructor raised."""
-    allow = getattr(hydra.utils, "execution_whitelist", None)  # hydra >= 1.4 wants the targets named
-    with allow("arch_bench.*", "tasks.*") if allow else nullcontext():
+    with allowed_targets():
         try:
             return hydra.utils.instantiate(node, **kwargs, _convert_="all")
         except InstantiationException as error:

@@ -14,7 +14,7 @@ from arch_bench import run
 from arch_bench.config import CONF, Cell, build, cell_of, compose
 from arch_bench.usage import options
 
-EXPERIMENTS = options(CONF, "experiment")
+EXPERIMENTS = [name for name in options(CONF, "experiment") if name != "adhoc"]  # which is the absence of one
 
 
 def grid(experiment: str) -> list[list[str]]:
