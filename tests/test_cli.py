@@ -99,6 +99,18 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, args: list[str], 
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
+@pytest.mark.parametrize("isolate", ["true", "false"])
+def test_a_missing_corpus_is_one_line_and_exit_code_2(tmp_path: Path, isolate: str) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    for corpus, words in (("no/such/corpus", "no/such/corpus"), ("empty.txt", "empty")):
+        text = ["task=text", f"task.path={corpus}", "logger=none", "phases=[quality]", f"isolate={isolate}"]
+        done = arch_bench(*text, cwd=tmp_path)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
 def test_an_impossible_cell_does_not_end_a_sweep(tmp_path: Path) -> None:
     done = arch_bench("-m", *TINY, "task.n_pairs=5,2", cwd=tmp_path)
     assert done.returncode == 2
