@@ -125,8 +125,6 @@ class TaskData(L.LightningDataModule):
         return self._loader(task, "test", -(-n_examples // batch_size), batch_size)
 
     def _loader(self, task: Task, split: Split, n_steps: int, batch_size: int) -> DataLoader[Batch]:
-        task.for_split(split).sample(
-            1, stream(self._seed, split, 0, self._device), self._device
-        )  # refuse now, not later
         steps = Steps(task, split, seed=self._seed, batch_size=batch_size, n_steps=n_steps, device=self._device)
+        steps[0]  # a split that is too short refuses here, not in the middle of a loop
         return DataLoader(steps, batch_size=None)

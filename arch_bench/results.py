@@ -47,7 +47,7 @@ class Row:
     """The implementation that ran, as the mixers report it; empty when the measurement failed."""
     precision: str
     key: str
-    """Hash of everything that defines the cell: rows with one key come from one configuration."""
+    """Hash of the cell's configuration, without bookkeeping and without how a phase measures."""
     kind: Kind
     # outcome
     status: Status

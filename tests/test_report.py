@@ -492,7 +492,7 @@ def test_a_folder_named_like_its_experiment_holds_the_report(tmp_path: Path) -> 
     ("arguments", "complaint"),
     [
         (["nowhere"], "nowhere is no folder"),
-        (["empty"], "no rows below empty"),
+        (["empty"], "no rows in empty"),
         (["full", "--experiment", "x"], "no experiment x in these rows; there is e"),
         (["full", "--out", "full/rows/0.json"], "cannot write to full/rows/0.json"),
     ],

@@ -35,10 +35,10 @@ def main(argv: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="arch-bench-report",
-        description="Make tables, figures and one self-contained page from the rows below DIR (**/rows/*.json).",
+        description="Make tables, figures and one self-contained page from rows (DIR/rows/*.json).",
         epilog=EPILOG,
     )
-    parser.add_argument("dirs", nargs="*", type=Path, metavar="DIR", help="where rows are (default: results)")
+    parser.add_argument("dirs", nargs="*", type=Path, metavar="DIR", help="a results folder (default: results)")
     parser.add_argument("--experiment", metavar="NAME", help="report on this experiment only")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write one report of everything selected here")
     return parser
@@ -63,7 +63,7 @@ def _load(dirs: Sequence[Path]) -> list[Row]:
     if not rows:
         places = ", ".join(str(each) for each in dirs)
         raise Refused(
-            f"no rows below {places} (looked for **/rows/*.json); run arch-bench first, or name another folder"
+            f"no rows in {places} (looked for rows/*.json there); run arch-bench first, or name another folder"
         )
     return rows
 
