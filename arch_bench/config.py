@@ -87,9 +87,10 @@ class Cell(_Record):
     n_layers: Count
     seed: Annotated[int, Field(ge=0)]
     device: Literal["auto", "cpu", "cuda", "mps"]
-    precision: Literal["auto", "fp32", "bf16"]
+    precision: Literal["auto", "fp32", "tf32", "bf16"]
     kernel: str
-    step: Literal["auto", "eager", "compiled"]
+    loss_kernel: Literal["auto", "full", "fla", "torch"]
+    step: Literal["auto", "eager", "compiled", "graph"]
     phases: Annotated[list[Literal["quality", "speed", "decode"]], Field(min_length=1)]
     eval_scales: Lengths
     results_dir: Annotated[str, Field(min_length=1)]

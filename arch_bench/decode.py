@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from arch_bench.config import Cell, build
-from arch_bench.measure import PeakMemory, Stopwatch, Timing, autocast, percentile, pick_device, pick_precision, warm_up
+from arch_bench.measure import PeakMemory, Stopwatch, Timing, percentile, pick_device, warm_up
 from arch_bench.mixers.base import State, tensors
+from arch_bench.precision import autocast, pick_precision
 from arch_bench.results import Outcome
 
 N_PREFILLS = 5

@@ -16,7 +16,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,24 +52,6 @@ def _processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
-
-
-def forbid_tf32() -> None:
-    """Make `precision=fp32` mean it everywhere: by default cuDNN rounds to TF32 and matrix products do not."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    """`auto` is bf16 autocast over fp32 parameters on CUDA, fp32 elsewhere."""
-    if name == "auto":
-        return "bf16" if device.type == "cuda" else "fp32"
-    return name
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context in which a forward pass runs at that precision."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -112,10 +93,13 @@ class Stopwatch:
         self._clock = clock
 
     def mark(self) -> Mark:
-        """A point in time: an event on CUDA, else the clock's reading (the CPU has finished when a call returns)."""
+        """A point in time: an event on CUDA, else the clock's reading (the CPU has finished when a call returns).
+
+        While a graph is being captured, the event becomes part of it, and every replay sets it anew.
+        """
         if self._device.type != "cuda":
             return self._clock()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True, external=torch.cuda.is_current_stream_capturing())
         event.record()
         return event
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -44,7 +45,7 @@ class SinusoidalPositions(nn.Module):
         """Every length is defined."""
 
     def forward(self, positions: Tensor) -> Tensor:
-        return torch.cat(_waves(positions, self.d_model), dim=-1)
+        return torch.cat(waves(positions, self.d_model), dim=-1)
 
 
 def absolute_positions(kind: Positions, max_len: int, d_model: int) -> LearnedPositions | SinusoidalPositions | None:
@@ -57,18 +58,30 @@ def absolute_positions(kind: Positions, max_len: int, d_model: int) -> LearnedPo
     return None
 
 
-def rotate(x: Tensor, positions: Tensor) -> Tensor:
+def rotate(x: Tensor, waves: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary positions (Su et al. 2021, equation 34), all dimensions rotated, halves paired.
 
-    x: (batch, n_heads, seq_len, d_head); positions: (seq_len,). Angles in fp32: bf16 cannot tell 1,000 from 1,001.
+    x: (batch, n_heads, seq_len, d_head); waves: those of its positions and of d_head.
     """
-    sin, cos = _waves(positions, x.shape[-1])
+    sin, cos = waves
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-def _waves(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """(sin, cos) of shape (n, width / 2)."""
+@torch.compiler.assume_constant_result  # compiled code would else compute them anew for every head of every sequence
+def first_waves(n: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The waves of positions 0 ... n-1."""
+    return _kept_waves(n, width, device)
+
+
+@cache
+@torch.inference_mode(False)  # the first to ask may be a test, the next one trains
+def _kept_waves(n: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    return waves(torch.arange(n, device=device), width)
+
+
+def waves(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """(sin, cos) of shape (n, width / 2). Angles in fp32: bf16 cannot tell 1,000 from 1,001."""
     exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
     angles = positions.float()[:, None] * 10_000.0**-exponents
     return angles.sin(), angles.cos()

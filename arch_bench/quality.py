@@ -18,10 +18,12 @@ from tqdm import tqdm
 
 from arch_bench.config import Cell, build
 from arch_bench.guard import Diverged, guarded
-from arch_bench.lit import LOG_EVERY, LitSequence, TaskData
-from arch_bench.measure import pick_device, pick_precision
+from arch_bench.lit import LitSequence, TaskData
+from arch_bench.measure import pick_device
 from arch_bench.ops.kernel import Unsupported
+from arch_bench.precision import pick_precision
 from arch_bench.results import Metrics, Outcome
+from arch_bench.train_step import TrainStep, pick_step
 from tasks.base import Task
 
 SOLVED = 0.99
@@ -38,16 +40,19 @@ def measure(cell: Cell, lengths: list[int], logger: Logger | None) -> list[Outco
     torch.manual_seed(cell.seed)
     with device:
         backbone = build(cell, "backbone", vocab_size=task.vocab_size)
-    lit = LitSequence(
+    precision = pick_precision(cell.precision, device)
+    step = TrainStep(
         backbone,
         cell.optim,
         max_steps=cell.trainer.max_steps,
-        bytes_per_token=task.bytes_per_token,
-        compiled=cell.step == "compiled",
+        kind=pick_step(cell.step, device),
+        precision=precision,
+        loss_kernel=cell.loss_kernel,
     )
+    lit = LitSequence(step, precision=precision, bytes_per_token=task.bytes_per_token)
     data = _data(cell, task, device)
     watch = Watch(cell.trainer.stop_at)
-    trainer = _trainer(cell, device, watch, logger)
+    trainer = make_trainer(cell, device, [watch, Bar()], logger, val_check_interval=data.val_check_interval)
     if logger is not None:
         logger.log_hyperparams({"n_params": backbone.n_params(), "kernel": backbone.kernel})
     started = time.perf_counter()
@@ -55,9 +60,10 @@ def measure(cell: Cell, lengths: list[int], logger: Logger | None) -> list[Outco
     if watch.last_validation != trainer.global_step:
         trainer.validate(lit, datamodule=data, verbose=False)
     trained = _training_metrics(trainer, watch, task, time.perf_counter() - started)
-    trained["n_params"] = backbone.n_params()
+    trained |= {"n_params": backbone.n_params(), "step": step.kind, "step_why": step.why}
+    trained |= {"loss_kernel": step.loss_kernel, "compile_s": step.settle_s}
 
-    tester = _trainer(cell, device, watch, None)  # a score at a length has no place on a curve over steps
+    tester = make_trainer(cell, device, [], None)  # a score at a length has no place on a curve over steps
 
     def test(seq_len: int) -> list[Outcome]:
         metrics = _test(tester, lit, data, seq_len, cell.trainer.n_test_batches)
@@ -72,13 +78,16 @@ def _data(cell: Cell, task: Task, device: torch.device) -> TaskData:
         task,
         seed=cell.seed,
         batch_size=fixed.batch_size,
-        n_train=fixed.max_steps,
+        n_steps=fixed.max_steps,
+        val_every=fixed.val_every,
         n_val=fixed.n_val_batches,
         device=device,
     )
 
 
-def _trainer(cell: Cell, device: torch.device, watch: Watch, logger: Logger | None) -> L.Trainer:
+def make_trainer(
+    cell: Cell, device: torch.device, callbacks: list[Callback], logger: Logger | None, **options: Any
+) -> L.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 on torch 2.13
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are made on the device, in one call
@@ -86,17 +95,16 @@ def _trainer(cell: Cell, device: torch.device, watch: Watch, logger: Logger | No
     return L.Trainer(
         accelerator="gpu" if device.type == "cuda" else device.type,
         devices=1,
-        precision="bf16-mixed" if pick_precision(cell.precision, device) == "bf16" else "32-true",
         max_steps=cell.trainer.max_steps,
         max_epochs=1,
-        val_check_interval=min(cell.trainer.val_every, cell.trainer.max_steps),
-        log_every_n_steps=LOG_EVERY,
+        log_every_n_steps=1,  # its "step" is a block of steps
         num_sanity_val_steps=0,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
-        callbacks=[watch, Bar()],
+        callbacks=callbacks,
         logger=logger or False,
+        **options,
     )
 
 
@@ -131,11 +139,12 @@ class Watch(Callback):
         """The step at which `token_accuracy` was measured."""
         self._stop_at = stop_at
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: LitSequence, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % LOG_EVERY == 0 and not math.isfinite(loss := outputs["loss"].item()):
-            raise Diverged(f"loss {loss} at step {trainer.global_step}")
+        latest = pl_module.latest
+        if latest is not None and not math.isfinite(latest.loss):
+            raise Diverged(f"loss {latest.loss} by step {latest.step}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.last_validation = trainer.global_step
@@ -152,15 +161,16 @@ class Bar(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         tqdm.set_lock(threading.RLock())  # its own lock is a semaphore of the system, which a killed process leaks
         pace = 0.5 if sys.stderr.isatty() else 20.0
-        self._bar = tqdm(total=trainer.max_steps, desc="    training", unit="step", leave=False, mininterval=pace)
+        self._bar = tqdm(total=trainer.max_steps, desc="    preparing", unit="step", leave=False, mininterval=pace)
         self._shown: dict[str, str] = {}
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: LitSequence, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._bar.update()
-        if (batch_idx + 1) % LOG_EVERY == 0:
-            self._show(loss=trainer.callback_metrics["train/loss"])
+        self._bar.set_description("    training", refresh=False)
+        self._bar.update(trainer.global_step - self._bar.n)
+        if pl_module.latest is not None:
+            self._show(loss=pl_module.latest.loss)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._show(val_accuracy=trainer.callback_metrics["val/token_accuracy"])

@@ -49,9 +49,12 @@ def run_cell(cell: Cell, say: Callable[[Row], None]) -> list[Row]:
 
 def settle(cell: Cell) -> Cell:
     """Replace what `auto` means on this machine, so that a row says what it ran on. Raises ConfigError."""
-    from arch_bench.measure import pick_device, pick_precision
+    from arch_bench.measure import pick_device
+    from arch_bench.precision import pick_precision
+    from arch_bench.train_step import pick_step
 
     device = pick_device(cell.device)
+    pick_step(cell.step, device)
     return cell.model_copy(update={"device": device.type, "precision": pick_precision(cell.precision, device)})
 
 
@@ -109,9 +112,10 @@ def _give_up(cell: Cell, shape: Shape, before: list[Row], status: Status, reason
 def run_shape(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
     """Measure, save, mirror: what happens inside the fresh process."""
     from arch_bench.guard import guarded
-    from arch_bench.measure import device_name, forbid_tf32, pick_device
+    from arch_bench.measure import device_name, pick_device
+    from arch_bench.precision import set_tf32
 
-    forbid_tf32()
+    set_tf32(cell.precision)
     device = device_name(pick_device(cell.device))
     if shape.kind != "quality":
         outcomes = guarded(lambda: [_measurer(shape.kind)(cell, shape.lengths[0])], shape.lengths)

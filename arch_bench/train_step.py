@@ -1,62 +1,236 @@
-"""One optimiser step: the loss on scored positions, parameter groups, AdamW, and the schedule of its rate."""
+"""One optimiser step, from a batch on the device to updated parameters: eager, compiled, or one CUDA graph."""
 
 from __future__ import annotations
 
-import math
+import time
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arch_bench.config import Optim
+from arch_bench.backbone import Backbone
+from arch_bench.config import ConfigError, Optim
+from arch_bench.graph import capture
+from arch_bench.ops.linear_cross_entropy import choose_loss_kernel, linear_cross_entropy
+from arch_bench.optimizer import make_optimizer, rate_factor
+from arch_bench.precision import autocast
 from tasks.base import IGNORE, Batch
 
-Forward = Callable[[Tensor], Tensor]
-"""(batch, seq_len) tokens -> (batch, seq_len, d_model)."""
+FALLBACKS = {"graph": ("graph", "compiled", "eager"), "compiled": ("compiled", "eager"), "eager": ("eager",)}
+"""What is tried, in order, when a way to run a step is asked for."""
 
 
-def scored_logits(forward: Forward, head: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits and targets at the scored positions only, (n_scored, vocab_size) and (n_scored,).
+class Scored(NamedTuple):
+    """A batch whose scored positions are listed, as many for every example: shapes are fixed, nothing is counted.
+
+    Any of the tensors may carry leading dimensions, as for a block of several batches.
+    """
+
+    inputs: Tensor
+    """(batch, seq_len) tokens."""
+    positions: Tensor | None
+    """(batch, n_scored) positions that are scored; None when all are, in order."""
+    targets: Tensor
+    """(batch, n_scored) the token to predict at each of them; `IGNORE` where an example has fewer."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Scored:
+        """The same with every tensor changed."""
+        positions = None if self.positions is None else change(self.positions)
+        return Scored(change(self.inputs), positions, change(self.targets))
+
+
+def list_scored(batch: Batch, max_scored: int) -> Scored:
+    """List the positions with a target, at most `max_scored` an example, without waiting for the device."""
+    if max_scored == batch.inputs.shape[-1]:
+        return Scored(batch.inputs, None, batch.targets)
+    is_scored = batch.targets != IGNORE
+    place = torch.where(is_scored, is_scored.cumsum(-1) - 1, max_scored)  # the rest share a place that is cut off
+    shape = (*batch.targets.shape[:-1], max_scored + 1)
+    where = torch.arange(batch.targets.shape[-1], device=place.device).expand_as(place)
+    positions = place.new_zeros(shape).scatter_(-1, place, where)[..., :max_scored]
+    targets = place.new_full(shape, IGNORE).scatter_(-1, place, batch.targets)[..., :max_scored]
+    return Scored(batch.inputs, positions.contiguous(), targets.contiguous())
+
+
+def scored_hidden(backbone: Callable[[Tensor], Tensor], batch: Scored) -> Tensor:
+    """What the head reads: (batch, n_scored, d_model).
 
     Gathering before the head is what keeps a vocabulary of 8,192 affordable when 1 position in 8 is scored.
     """
-    is_scored = batch.targets != IGNORE
-    return head(forward(batch.inputs)[is_scored]), batch.targets[is_scored]
+    hidden = backbone(batch.inputs)
+    if batch.positions is None:
+        return hidden
+    return hidden.gather(1, batch.positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
 
-def masked_loss(forward: Forward, head: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+def scored_loss(backbone: Backbone, batch: Scored, *, loss_kernel: str, label_smoothing: float) -> Tensor:
     """Mean cross-entropy over the scored positions, in nats."""
-    logits, targets = scored_logits(forward, head, batch)
-    return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
+    hidden = scored_hidden(backbone, batch).flatten(0, 1)
+    return linear_cross_entropy(
+        hidden, backbone.head.weight, batch.targets.flatten(), kernel=loss_kernel, label_smoothing=label_smoothing
+    )
 
 
-def make_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
-    """AdamW that decays matrices only: norms, biases, embeddings and what a mixer flagged are left alone."""
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in model.parameters():
-        is_exempt = getattr(parameter, "_no_weight_decay", False) or id(parameter) in embeddings
-        groups[parameter.dim() >= 2 and not is_exempt].append(parameter)
-    decayed = {"params": groups[True], "weight_decay": optim.weight_decay}
-    exempt = {"params": groups[False], "weight_decay": 0.0}
-    return torch.optim.AdamW([decayed, exempt], lr=optim.lr, betas=(optim.betas[0], optim.betas[1]), fused=True)
+def pick_step(name: str, device: torch.device) -> str:
+    """`auto` is a graph on CUDA, eager elsewhere. Raises ConfigError for a graph elsewhere."""
+    if name == "auto":
+        return "graph" if device.type == "cuda" else "eager"
+    if name == "graph" and device.type != "cuda":
+        raise ConfigError(f"step=graph: needs a CUDA device, not {device.type}; choose from: auto, eager, compiled")
+    return name
 
 
-def rate_factor(step: int, max_steps: int, optim: Optim) -> float:
-    """What the peak rate is multiplied with at a step: linear warm-up, then the schedule.
+def _nothing() -> None: ...
 
-    `cosine` falls to a tenth at `max_steps` (Loshchilov & Hutter 2017); `inverse_sqrt` is Vaswani et al. 2017,
-    equation 3, scaled to meet the peak at the end of the warm-up.
+
+class TrainStep:
+    """Forward, loss, backward, clipping, AdamW and the schedule of its rate, on one device.
+
+    Calling it takes one step and never waits for the device. The first call settles how steps run: it tries what was
+    asked for on the batch it was given, falls back where the backbone cannot be captured or compiled, and puts
+    parameters, optimiser and random state back as they were.
+
+    Args:
+        backbone: the model, on its device, in training mode.
+        kind: eager | compiled | graph; a graph is compiled, then captured.
+        precision: as the autocast of `arch_bench.precision`.
+        loss_kernel: auto, or as `arch_bench.ops.linear_cross_entropy` names them.
+        after_part: called after the forward pass and after the backward pass of every step that is not a replay.
+
+    Raises:
+        Unsupported, ValueError: the loss kernel cannot run here, or is unknown.
     """
-    n_warmup = max(1, round(optim.warmup * max_steps)) if optim.warmup else 0
-    if step < n_warmup:
-        return (step + 1) / n_warmup
-    match optim.schedule:
-        case "cosine":
-            progress = min(1.0, (step - n_warmup) / max(1, max_steps - n_warmup))
-            return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
-        case "inverse_sqrt":
-            return math.sqrt(max(1, n_warmup) / (step + 1))
-        case _:
-            return 1.0
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optim: Optim,
+        *,
+        max_steps: int,
+        kind: str,
+        precision: str,
+        loss_kernel: str,
+        after_part: Callable[[], None] = _nothing,
+    ) -> None:
+        self.backbone = backbone
+        self.kind = kind
+        """What runs; final after the first step."""
+        self.why: str | None = None
+        """Why that is not what was asked for."""
+        self.settle_s = 0.0
+        """Seconds that compiling, autotuning and capturing took."""
+        self.device = backbone.embedding.weight.device
+        self.count = torch.zeros((), dtype=torch.long, device=self.device)
+        self.rate, self.loss_sum, self.grad_norm = (torch.zeros((), device=self.device) for _ in range(3))
+        steps = torch.arange(max_steps, device=self.device)
+        self._rates = optim.lr * rate_factor(steps, max_steps, optim)  # a table: one look-up a step, not 15 kernels
+        self.optimizer = make_optimizer(backbone, optim, self.rate)
+        self._optim, self._precision, self._after_part = optim, precision, after_part
+        self.loss_kernel = choose_loss_kernel(
+            loss_kernel, backbone.head.out_features, optim.label_smoothing, self.device
+        )
+        self._options: dict[str, Any] = {"loss_kernel": self.loss_kernel, "label_smoothing": optim.label_smoothing}
+        self._loss: Callable[..., Tensor] = scored_loss
+        self._run: Callable[[Scored], None] | None = None
+
+    def __call__(self, batch: Scored) -> None:
+        if self._run is None:
+            started = time.perf_counter()
+            self._run = self._settle(batch)
+            self.settle_s = time.perf_counter() - started
+        self._run(batch)
+
+    def resume(self, n_steps: int) -> None:
+        """Go on after `n_steps` steps, with an optimiser whose state may have been loaded since."""
+        self.count.fill_(n_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate  # loading replaced it
+
+    def figures(self, n_steps: int) -> Tensor:
+        """Mean loss of the last `n_steps` steps, rate and gradient norm of the last one: (3,), and starts afresh."""
+        figures = torch.stack((self.loss_sum / n_steps, self.rate, self.grad_norm))
+        self.loss_sum.zero_()
+        return figures
+
+    def _step(self, batch: Scored) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self._precision, self.device):
+            loss = self._loss(self.backbone, batch, **self._options)
+        self._after_part()
+        loss.backward()
+        self._after_part()
+        self._update(loss.detach())
+
+    def _update(self, loss: Tensor) -> None:
+        parameters = [p for p in self.backbone.parameters() if p.grad is not None]
+        self.grad_norm.copy_(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        if self._optim.clip_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self._optim.clip_norm, self.grad_norm)
+        self.rate.copy_(torch.take(self._rates, self.count.clamp(max=len(self._rates) - 1)))
+        self.optimizer.step()
+        self.count += 1
+        self.loss_sum += loss
+
+    def _settle(self, batch: Scored) -> Callable[[Scored], None]:
+        for kind in FALLBACKS[self.kind]:
+            self.kind = kind
+            before = _Snapshot(self)
+            try:
+                return self._prepare(kind, batch)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # what dynamo, inductor and CUDA raise have this in common
+                self.why = "; ".join(filter(None, (self.why, f"{kind}: {_first_line(error)}")))
+            finally:
+                before.restore()
+        raise AssertionError("eager has nothing to prepare")
+
+    def _prepare(self, kind: str, batch: Scored) -> Callable[[Scored], None]:
+        self._loss = scored_loss if kind == "eager" else torch.compile(scored_loss, dynamic=False)
+        if kind == "compiled":
+            self._step(batch)
+        if kind != "graph":
+            return self._step
+        static = batch.map(torch.clone)
+        replay = capture(lambda: self._step(static))
+
+        def run(batch: Scored) -> None:
+            for mine, theirs in zip(static, batch, strict=True):
+                if mine is not None and theirs is not None:
+                    mine.copy_(theirs)
+            replay()
+
+        return run
+
+
+class _Snapshot:
+    """What a step changes, put back in place: a captured step goes on reading and writing the same tensors."""
+
+    def __init__(self, step: TrainStep) -> None:
+        self._step = step
+        self._cpu_rng = torch.get_rng_state()
+        self._cuda_rng = torch.cuda.get_rng_state(step.device) if step.device.type == "cuda" else None
+        self._values = {tensor: tensor.detach().clone() for tensor in self._tensors()}
+
+    def _tensors(self) -> list[Tensor]:
+        step = self._step
+        state = [x for of_one in step.optimizer.state.values() for x in of_one.values() if isinstance(x, Tensor)]
+        model = [*step.backbone.parameters(), *step.backbone.buffers()]
+        return [*model, *state, step.count, step.rate, step.loss_sum, step.grad_norm]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for tensor in self._tensors():
+            if tensor in self._values:
+                tensor.copy_(self._values[tensor])
+            else:
+                tensor.zero_()  # made since: the optimiser's state, which begins with zeros
+        self._step.optimizer.zero_grad(set_to_none=True)
+        torch.set_rng_state(self._cpu_rng)
+        if self._cuda_rng is not None:
+            torch.cuda.set_rng_state(self._cuda_rng, self._step.device)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"

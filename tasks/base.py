@@ -52,6 +52,15 @@ class Task(ABC):
     def sample(self, batch_size: int, rng: torch.Generator, device: torch.device) -> Batch:
         """Draw `batch_size` examples on `device`; every random number comes from `rng`, which lives there too."""
 
+    @property
+    def max_scored(self) -> int:
+        """Scored positions of an example, at most. Fewer than all make the loss cheaper, never different."""
+        return self.seq_len
+
+    def source(self, device: torch.device) -> torch.device:
+        """Where `sample` should make the batches that `device` trains on: there, unless the data do not fit."""
+        return device
+
     @abstractmethod
     def baselines(self) -> dict[str, float]:
         """What guessing scores in the headline metric, by the name of the guess."""

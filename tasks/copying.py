@@ -53,6 +53,10 @@ class CopyMemory(Task):
                 f"needs seq_len >= 2 * n_data + 1 = {shortest}"
             )
 
+    @property
+    def max_scored(self) -> int:
+        return self.n_data
+
     def sample(self, batch_size: int, rng: torch.Generator, device: torch.device) -> Batch:
         data = torch.randint(self.n_symbols, (batch_size, self.n_data), generator=rng, device=device)
         inputs = torch.full((batch_size, self.seq_len), self.blank, device=device)

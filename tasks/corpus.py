@@ -93,6 +93,11 @@ class Corpus:
     def _bytes(self) -> PagedBytes:
         return PagedBytes(self.folder / "bytes.arrow")
 
+    def is_resident(self, split: Split) -> bool:
+        """Whether the split is kept in the memory of the device that samples."""
+        start, end = self.facts["ranges"][split]
+        return end - start <= RESIDENT_MAX_BYTES
+
     def windows(self, split: Split, n: int, length: int, rng: torch.Generator, device: torch.device) -> Tensor:
         """`n` windows of the split, every offset equally likely: uint8 (n, length) on `device`."""
         start, end = self.facts["ranges"][split]
@@ -102,7 +107,7 @@ class Corpus:
                 f"needs seq_len + 1 = {length} <= {end - start} bytes"
             )
         offsets = torch.randint(end - start - length + 1, (n,), generator=rng, device=device)
-        if end - start <= RESIDENT_MAX_BYTES:
+        if self.is_resident(split):
             return self._on_device(split, device).unfold(0, length, 1)[offsets]
         positions = start + offsets.cpu().numpy()[:, None] + np.arange(length)
         return torch.from_numpy(self._bytes.gather(positions)).to(device)

@@ -80,6 +80,10 @@ class MQAR(Task):
                 f"needs vocab_size >= 2 * n_pairs + 2 = {2 * self.n_pairs + 2}"
             )
 
+    @property
+    def max_scored(self) -> int:
+        return self.n_pairs
+
     def sample(self, batch_size: int, rng: torch.Generator, device: torch.device) -> Batch:
         keys = 1 + distinct(self.first_value - 1, self.n_pairs, batch_size, rng, device)
         values = self.first_value + distinct(self.n_values, self.n_pairs, batch_size, rng, device)
@@ -132,29 +136,24 @@ class MQAR(Task):
 def distinct(n: int, k: int, batch_size: int, rng: torch.Generator, device: torch.device) -> Tensor:
     """(batch, k) ordered draws without replacement from 0 ... n-1: every ordered choice of k is equally likely.
 
-    Keeps the first k different numbers of a stream of independent draws. Whether a row of draws holds k different
-    numbers depends on which of them are equal, never on their values, so drawing such rows afresh stays exact.
+    Keeps the first k different numbers of a stream of independent draws, sorted by when they came. The stream is so
+    long that fewer than one row in 10^18 would not hold k of them (and would repeat some).
     """
     if n < 4 * k:
         return order(torch.randint(1 << 40, (batch_size, n), generator=rng, device=device))[:, :k]
-    n_draws = _enough_draws(n, k)
+    n_draws = enough_draws(n, k)
     draws = torch.randint(n, (batch_size, n_draws), generator=rng, device=device)
     place = torch.arange(n_draws, device=device)
     by_value = sort_rows(draws * n_draws + place)  # equal draws are neighbours, the earliest first
     value, drawn_at = by_value // n_draws, by_value % n_draws
     drawn_at[:, 1:] += n_draws * (value[:, 1:] == value[:, :-1])  # a repeat goes behind every first occurrence
-    by_time = sort_rows(drawn_at * n + value)[:, :k]
-    short = by_time[:, -1] >= n_draws * n
-    chosen = by_time % n
-    if short.any():
-        chosen[short] = distinct(n, k, int(short.sum()), rng, device)
-    return chosen
+    return sort_rows(drawn_at * n + value)[:, :k] % n
 
 
-def _enough_draws(n: int, k: int) -> int:
-    """Draws from n that hold k different numbers in all but about one row in a million: mean, spread and a margin."""
+def enough_draws(n: int, k: int) -> int:
+    """Draws from n that hold k different numbers in all but one row in 10^18: mean, ten spreads and a margin."""
     mean = -n * math.log1p(-k / n)
-    return math.ceil(mean + 5 * math.sqrt(mean - k)) + 3
+    return math.ceil(mean + 10 * math.sqrt(mean - k)) + 20
 
 
 def order(priority: Tensor) -> Tensor:

@@ -65,6 +65,9 @@ class Text(Task):
         window = self.corpus.windows(self.split, batch_size, self.seq_len + 1, rng, device)
         return Batch(window[:, :-1].long(), window[:, 1:].long())
 
+    def source(self, device: torch.device) -> torch.device:
+        return device if self.corpus.is_resident(self.split) else torch.device("cpu")
+
     def provenance(self) -> dict[str, str | int]:
         facts = self.corpus.facts
         return {

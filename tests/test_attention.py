@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from arch_bench.ops import attention
-from arch_bench.positions import alibi_slopes, rotate
+from arch_bench.positions import alibi_slopes, first_waves, rotate, waves
 
 
 def qkv(length: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
@@ -127,7 +127,8 @@ def test_flex_runs_on_that_band(length: int, window: int, with_slopes: bool) -> 
 def test_rotation_depends_on_distance_only() -> None:
     q, k, _ = qkv(1)
     scores = [
-        (rotate(q, torch.tensor([i])) * rotate(k, torch.tensor([j]))).sum(-1) for i, j in [(5, 2), (105, 102), (3, 0)]
+        (rotate(q, waves(torch.tensor([i]), 8)) * rotate(k, waves(torch.tensor([j]), 8))).sum(-1)
+        for i, j in [(5, 2), (105, 102), (3, 0)]
     ]
     torch.testing.assert_close(scores[0], scores[1], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(scores[0], scores[2], atol=1e-4, rtol=1e-4)
@@ -135,3 +136,8 @@ def test_rotation_depends_on_distance_only() -> None:
 
 def test_alibi_slopes_are_those_of_the_paper() -> None:
     torch.testing.assert_close(alibi_slopes(8), torch.tensor([2.0**-h for h in range(1, 9)]))
+
+
+def test_kept_waves_are_those_of_the_first_positions() -> None:
+    for kept, made in zip(first_waves(7, 8, torch.device("cpu")), waves(torch.arange(7), 8), strict=True):
+        assert torch.equal(kept, made)

@@ -1,8 +1,11 @@
-"""What only a CUDA device can show: fused kernels against their references, and whole cells. `pytest -m gpu`."""
+"""What only a CUDA device can show: fused kernels, captured steps, and whole cells. `pytest -m gpu`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +15,15 @@ from arch_bench.backbone import Backbone
 from arch_bench.config import CONF, build, cell_of, compose
 from arch_bench.ops import attention
 from arch_bench.ops.kernel import Unsupported
+from arch_bench.ops.linear_cross_entropy import linear_cross_entropy
+from arch_bench.ops.linear_cross_entropy import obstacles as loss_obstacles
+from arch_bench.optimizer import rate_factor
 from arch_bench.positions import alibi_slopes
+from arch_bench.precision import set_tf32
+from arch_bench.train_step import TrainStep, list_scored
 from arch_bench.usage import options
+from tasks import corpus
+from tasks.base import stream
 
 pytestmark = [
     pytest.mark.gpu,
@@ -95,4 +105,166 @@ def test_a_cell_runs_in_bf16(name: str, tmp_path: Path) -> None:
     rows = run.run_cell(cell, say=lambda row: None)
     assert [row.status for row in rows] == ["ok"] * 3, [row.reason for row in rows]
     assert {row.precision for row in rows} == {"bf16"}
+    speed, _, quality = rows
+    assert speed.kernel == FUSED[name]
+    assert (speed.metrics["step"], speed.metrics["step_why"]) == ("graph", None)
+    assert (quality.metrics["step"], quality.metrics["step_why"]) == ("graph", None)
+    assert speed.metrics["forward_ms"] < speed.metrics["forward_backward_ms"] < speed.metrics["train_step_ms"]  # type: ignore[operator]
     assert all(row.metrics["peak_mem_bytes"] for row in rows if row.kind != "quality")
+
+
+@pytest.fixture(autouse=True)
+def _fp32_means_fp32() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    set_tf32("fp32")
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+STEP = ["seq_len=64", "d_model=64", "task.n_pairs=8", "task.vocab_size=64", "optim.lr=1e-3", "precision=fp32"]
+CUDA = torch.device("cuda")
+
+
+def train_step(kind: str, *overrides: str, change: Any = None) -> TrainStep:
+    cell = cell_of(compose([*STEP, *overrides]))
+    torch.manual_seed(0)
+    with CUDA:
+        model = build(cell, "backbone", vocab_size=64)
+    if change is not None:
+        change(model)
+    return TrainStep(model, cell.optim, max_steps=200, kind=kind, precision=cell.precision, loss_kernel="full")
+
+
+def losses(step: TrainStep, first: int, last: int) -> torch.Tensor:
+    task = build(cell_of(compose(STEP)), "task")
+    found = []
+    for i in range(first, last):
+        step(list_scored(task.sample(16, stream(0, "train", i, CUDA), CUDA), task.max_scored))
+        found.append(step.figures(1)[0])
+    return torch.stack(found).cpu()
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_every_way_to_step_gives_the_same_losses(name: str) -> None:
+    expected = losses(train_step("eager", f"backbone={name}"), 0, 200)
+    assert expected[-1] < expected[0]
+    for kind in ("compiled", "graph"):
+        step = train_step(kind, f"backbone={name}")
+        found = losses(step, 0, 200)
+        assert (step.kind, step.why) == (kind, None)
+        assert step.count.item() == 200
+        torch.testing.assert_close(found[:50], expected[:50], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_dropout_differs_at_every_replay_and_the_seed_decides() -> None:
+    def run() -> list[float]:
+        step = train_step("graph", "backbone.dropout=0.5", "optim.lr=1e-30", "optim.weight_decay=0")
+        task = build(cell_of(compose(STEP)), "task")
+        batch = list_scored(task.sample(16, stream(0, "train", 0, CUDA), CUDA), task.max_scored)
+        found = []
+        for _ in range(8):
+            step(batch)
+            found.append(step.figures(1)[0].item())
+        assert step.kind == "graph"
+        return found
+
+    first, second = run(), run()
+    assert len(set(first)) == 8
+    assert first == second
+
+
+def test_the_rate_moves_inside_the_graph() -> None:
+    step = train_step("graph", "optim.warmup=0.1", "optim.schedule=cosine")
+    rates = []
+    for i in range(40):
+        losses(step, i, i + 1)
+        rates.append(step.rate.item())
+    optim = cell_of(compose([*STEP, "optim.warmup=0.1"])).optim
+    assert rates == pytest.approx([1e-3 * rate_factor(torch.tensor(i), 200, optim).item() for i in range(40)], rel=1e-5)
+    assert all(a < b for a, b in pairwise(rates[:20]))
+
+
+def test_a_graph_resumes_where_it_stopped() -> None:
+    expected = losses(train_step("graph", "backbone=mamba"), 0, 40)
+    first = train_step("graph", "backbone=mamba")
+    losses(first, 0, 20)
+    second = train_step("graph", "backbone=mamba")
+    second.backbone.load_state_dict(first.backbone.state_dict())
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.resume(20)
+    torch.testing.assert_close(losses(second, 20, 40), expected[20:], rtol=1e-3, atol=1e-3)
+
+
+class Peeking(torch.nn.Module):
+    """Reads a value back to the host, which no graph can hold."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.inner(x)
+        return y if y.sum().item() > -1e30 else -y
+
+
+class Waiting(torch.nn.Module):
+    """Waits for the device out of sight of the debug mode: it is the capture that fails."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.inner(x)
+        wait()
+        return y
+
+
+@torch.compiler.disable
+def wait() -> None:
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("spoiler", [Peeking, Waiting])
+def test_what_cannot_be_captured_falls_back_and_says_why(spoiler: Any) -> None:
+    def spoil(model: Any) -> None:
+        model.blocks[0].mlp = spoiler(model.blocks[0].mlp)
+
+    step = train_step("graph", change=spoil)
+    found = losses(step, 0, 5)
+    assert step.kind in {"compiled", "eager"}
+    assert step.why is not None
+    assert step.why.startswith("graph: ")
+    expected = losses(train_step("eager"), 0, 5)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)  # the attempts have changed nothing
+    dropped = losses(train_step("graph", "backbone.dropout=0.1"), 0, 5)  # nor is the random state spoilt
+    assert torch.isfinite(dropped).all()
+
+
+@pytest.mark.parametrize("kernel", ["fla", "torch"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_chunked_loss_equals_the_full_one(kernel: str, precision: torch.dtype) -> None:
+    if (obstacle := loss_obstacles(CUDA)[kernel]) is not None:
+        pytest.skip(obstacle)
+    torch.manual_seed(0)
+    x = torch.randn(3000, 64, device="cuda", requires_grad=True)
+    weight = torch.randn(1000, 64, device="cuda", requires_grad=True)
+    targets = torch.randint(1000, (3000,), device="cuda")
+    targets[::7] = -100
+    found = {}
+    for name in ("full", kernel):
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == torch.bfloat16):
+            loss = linear_cross_entropy(x, weight, targets, kernel=name)
+        found[name] = loss, *torch.autograd.grad(loss, (x, weight))
+    for got, want in zip(found[kernel], found["full"], strict=True):
+        assert (got - want).norm() / want.norm() < 1e-2
+
+
+def test_a_corpus_too_large_for_the_device_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "RESIDENT_MAX_BYTES", 0)
+    steps = "trainer.max_steps=130 trainer.val_every=65 logger=none isolate=false phases=[quality] eval_scales=[1]"
+    cell = cell_of(compose(["task=text", "d_model=32", f"results_dir={tmp_path}", *steps.split()]))
+    (row,) = run.run_cell(cell, say=lambda row: None)
+    assert (row.status, row.metrics["step"]) == ("ok", "graph")
+    assert row.metrics["loss_nats"] < 4  # type: ignore[operator]

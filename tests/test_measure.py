@@ -15,9 +15,9 @@ from arch_bench.measure import (
     is_steady,
     percentile,
     pick_device,
-    pick_precision,
     warm_up,
 )
+from arch_bench.precision import pick_precision, set_tf32
 
 CPU = torch.device("cpu")
 
@@ -106,6 +106,20 @@ def test_devices_and_precisions() -> None:
     assert pick_precision("auto", CPU) == "fp32"
     assert pick_precision("auto", torch.device("cuda")) == "bf16"
     assert pick_precision("bf16", CPU) == "bf16"
+    assert pick_precision("tf32", torch.device("cuda")) == "tf32"
+    with pytest.raises(ConfigError, match="precision=tf32: needs a CUDA device"):
+        pick_precision("tf32", CPU)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "tf32"])
+def test_tf32_is_used_where_asked_for_and_nowhere_else(precision: str) -> None:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    try:
+        set_tf32(precision)
+        is_allowed = precision == "tf32"
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (is_allowed, is_allowed)
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="device=cuda: not on this machine; choose from: auto, cpu"):
             pick_device("cuda")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from tasks import recall
 from tasks.base import IGNORE, Batch, stream
-from tasks.recall import MQAR, distinct, order
+from tasks.recall import MQAR, distinct, enough_draws, order
 
 CPU = torch.device("cpu")
 KNOBS: dict[str, Any] = {"seq_len": 64, "n_pairs": 8, "vocab_size": 256, "power_a": 0.01, "filler": "zero"}
@@ -99,11 +99,14 @@ def test_distinct_draws_every_ordered_choice_equally_often(n: int, k: int) -> No
     assert_uniform(torch.searchsorted(codes, code), len(codes))
 
 
-def test_distinct_stays_exact_when_rows_run_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recall, "_enough_draws", lambda n, k: k)  # a quarter of the rows repeat a number
-    chosen = distinct(12, 3, 60_000, stream(0, "train", 0, CPU), CPU)
-    assert (chosen.sort(dim=1).values.diff(dim=1) > 0).all()
-    assert_uniform(chosen[:, 0] * 12 + chosen[:, 1] - (chosen[:, 1] > chosen[:, 0]).long() - chosen[:, 0], 132)
+@pytest.mark.parametrize(("n", "k"), [(4, 1), (16, 4), (31, 7), (256, 64), (4095, 64), (4096, 1024), (32000, 4000)])
+def test_draws_are_enough(n: int, k: int) -> None:
+    different = np.arange(k)  # the chain of how many different numbers have come, while they are fewer than k
+    probability = (different == 0).astype(float)
+    for _ in range(enough_draws(n, k)):
+        stays, grows = probability * different / n, probability * (n - different) / n
+        probability = stays + np.concatenate(([0.0], grows[:-1]))
+    assert probability.sum() < 1e-18
 
 
 def test_order_is_a_stable_argsort() -> None:

@@ -75,6 +75,9 @@ def test_rows_carry_metrics_and_provenance(tmp_path: Path) -> None:
     assert 0 <= quality.metrics["token_accuracy"] <= 1  # type: ignore[operator]
     assert quality.metrics["baseline_value_set"] == 0.5
     assert quality.metrics["steps"] == 4
+    assert speed.metrics["step"] == quality.metrics["step"] == "eager"
+    assert speed.metrics["step_why"] is quality.metrics["step_why"] is None
+    assert speed.metrics["loss_kernel"] == "full"
     assert speed.metrics["n_params"] == quality.metrics["n_params"]
     assert speed.metrics["peak_mem_bytes"] is None  # this process is not fresh
     for row in (speed, decode, quality):
@@ -185,6 +188,8 @@ def test_a_missing_kernel_is_a_row(tmp_path: Path) -> None:
         (["backbone.mixer.n_heads=3"], "backbone=transformer: n_heads=3 must divide d_model=16"),
         (["backbone.mixer.n_heads=x"], "backbone.mixer.n_heads=x: input should be a valid integer"),
         (["kernel=warp"], "kernel=warp is unknown here; choose from: auto, sdpa, reference"),
+        (["step=graph"], "step=graph: needs a CUDA device, not cpu; choose from: auto, eager, compiled"),
+        (["precision=tf32"], "precision=tf32: needs a CUDA device, not cpu; choose from: auto, fp32, bf16"),
         (["backbone.positions=polar"], "backbone.positions=polar: input should be 'none', 'learned'"),
         (["task=text", "task.path=/no/such/corpus"], "/no/such/corpus"),
     ],
@@ -204,7 +209,7 @@ def test_mistakes_name_the_key(tmp_path: Path, overrides: list[str], words: str)
     [
         ("d_model=abc", "d_model=abc: input should be a valid integer"),
         ("d_model=0", "d_model=0: input should be greater than or equal to 1"),
-        ("step=warp", "step=warp: input should be 'auto', 'eager' or 'compiled'"),
+        ("step=warp", "step=warp: input should be 'auto', 'eager', 'compiled' or 'graph'"),
         ("phases=[speed,loud]", "phases.1=loud: input should be 'quality', 'speed' or 'decode'"),
         ("optim.lr=-1", "optim.lr=-1: input should be greater than 0"),
         ("trainer.max_steps=1.5", "trainer.max_steps=1.5: input should be a valid integer"),
@@ -233,12 +238,15 @@ def test_a_fresh_process_knows_its_memory(tmp_path: Path) -> None:
     assert row.metrics["peak_mem_bytes"] > 16384 * 64 * 4  # type: ignore[operator]
 
 
-@pytest.mark.parametrize(("fate", "status", "reason"), [(_die, "crashed", "SIGKILL"), (_hang, "timeout", "0.5 s")])
+@pytest.mark.parametrize(
+    ("fate", "limit", "end"), [(_die, 60, ("crashed", "SIGKILL")), (_hang, 0.5, ("timeout", "0.5 s"))]
+)
 def test_a_process_that_ends_badly_is_a_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fate: Any, status: str, reason: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fate: Any, limit: float, end: tuple[str, str]
 ) -> None:
+    status, reason = end
     monkeypatch.setattr(run, "run_shape", fate)
-    rows = measured(tiny(tmp_path, "isolate=true", "phases=[speed]", "time_limit_s=0.5"))
+    rows = measured(tiny(tmp_path, "isolate=true", "phases=[speed]", f"time_limit_s={limit}"))
     assert [(row.status, row.seq_len) for row in rows] == [(status, 16), (status, 32)]
     assert reason in rows[0].reason
     assert len(results.load([tmp_path])) == 2
@@ -287,6 +295,6 @@ def test_a_loss_that_is_no_number_diverges(tmp_path: Path) -> None:
     rows = measured(tiny(tmp_path, *wild, "trainer.max_steps=40"))
     assert {row.status for row in rows} == {"diverged"}
     assert "step" in rows[0].reason
-    rows = measured(tiny(tmp_path, *wild, "trainer.max_steps=8"))  # ends before the loss is looked at
+    rows = measured(tiny(tmp_path, *wild, "trainer.max_steps=2"))  # ends before the loss is looked at
     assert {row.status for row in rows} == {"diverged"}
     assert "test loss" in rows[0].reason

@@ -74,6 +74,15 @@ def test_discovery_finds_the_suite() -> None:
     assert {"copy_memory", "mqar", "text"} <= set(NAMES)
 
 
+def test_no_example_has_more_scored_positions_than_it_says(task: Task) -> None:
+    n_scored = (draw(task, 256).targets != IGNORE).sum(1)
+    assert n_scored.max() == task.max_scored
+    assert (
+        task.with_length(2 * SEQ_LEN).max_scored
+        == (draw(task.with_length(2 * SEQ_LEN), 4).targets != IGNORE).sum(1).max()
+    )
+
+
 def test_shapes_types_and_ranges(task: Task) -> None:
     for n in (1, 33):
         inputs, targets = draw(task, n)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from arch_bench import results, run, tracking
 from arch_bench.config import Cell, cell_of, compose
+from arch_bench.optimizer import rate_factor
 from arch_bench.results import Row
-from arch_bench.train_step import rate_factor
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what W&B's own imports warn of
 
@@ -70,10 +71,11 @@ def test_an_offline_run_holds_curves_config_rows_and_its_x_axis(tmp_path: Path) 
     assert opened["config"]["update"]["d_model"] == 16
     points = history(found)
     rates = {p["trainer/global_step"]: p["train/lr"] for p in points if "train/lr" in p}
-    assert rates[9] == pytest.approx(1e-3 * rate_factor(9, 20, tiny(tmp_path).optim)), "the rate of that very step"
-    assert {p["trainer/global_step"] for p in points if "train/loss" in p} == {9, 19}
+    expected = 1e-3 * rate_factor(torch.tensor(9), 20, tiny(tmp_path).optim).item()
+    assert rates[10] == pytest.approx(expected), "the rate of the tenth step"
+    assert {p["trainer/global_step"] for p in points if "train/loss" in p and "train/grad_norm" in p} == {10, 20}
     assert not any("test/token_accuracy" in point for point in points), "a length cannot be told on that axis"
-    assert {point["trainer/global_step"] for point in points if "val/token_accuracy" in point} == {9, 19}
+    assert {point["trainer/global_step"] for point in points if "val/token_accuracy" in point} == {10, 20}
     drawn = {p["seq_len"]: p["bench/quality/token_accuracy"] for p in points if "bench/quality/token_accuracy" in p}
     assert drawn == {row.seq_len: row.metrics["token_accuracy"] for row in rows if row.kind == "quality"}
     assert {p["seq_len"] for p in points if "bench/decode/ms_per_token" in p} == {16, 64}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from arch_bench.mixers.base import Mixer, State
 from arch_bench.ops import attention
 from arch_bench.ops.kernel import choose_kernel
-from arch_bench.positions import Positions, alibi_slopes, rotate
+from arch_bench.positions import Positions, alibi_slopes, first_waves, rotate, waves
 
 
 class Attention(Mixer):
@@ -49,19 +49,24 @@ class Attention(Mixer):
     def _cache_len(self, max_len: int) -> int:
         return max_len
 
-    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, d_model) -> q, k, v of shape (B, H, T, K), rotated where that is the kind of position."""
+    def _project(self, x: Tensor, position: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, d_model) -> q, k, v of shape (B, H, T, K), rotated where that is the kind of position.
+
+        position: where the one token stands that x holds; None for a sequence from its start.
+        """
         B, T, _ = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
         if self.is_rotary:
-            q, k = rotate(q, positions), rotate(k, positions)
+            K = q.shape[-1]
+            sines = first_waves(T, K, x.device) if position is None else waves(position[None], K)
+            q, k = rotate(q, sines), rotate(k, sines)
         return q, k, v
 
     def _merge(self, y: Tensor) -> Tensor:
         return self.out(y.transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._merge(self._attend(*self._project(x, torch.arange(x.shape[1], device=x.device))))
+        return self._merge(self._attend(*self._project(x)))
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
         """(keys, values, position): a ring of the positions that can still be seen, in the activations' dtype."""
@@ -73,7 +78,7 @@ class Attention(Mixer):
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         keys, values, position = state
         T, size = x.shape[1], keys.shape[2]
-        q, k, v = self._project(x, torch.arange(T, device=x.device))
+        q, k, v = self._project(x)
         slots = torch.arange(max(0, T - size), T, device=x.device) % size
         keys.index_copy_(2, slots, k[:, :, -size:].to(keys.dtype))
         values.index_copy_(2, slots, v[:, :, -size:].to(values.dtype))
@@ -82,7 +87,7 @@ class Attention(Mixer):
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         keys, values, position = state
         size = keys.shape[2]
-        q, k, v = self._project(x_t[:, None], position[None])
+        q, k, v = self._project(x_t[:, None], position)
         slot = (position % size)[None]
         keys.index_copy_(2, slot, k.to(keys.dtype))
         values.index_copy_(2, slot, v.to(values.dtype))
@@ -107,7 +112,7 @@ class LocalAttention(Attention):
         super().__init__(d_model=d_model, n_heads=n_heads, positions=positions, kernel=kernel)
 
     def _choose(self, kernel: str) -> str:
-        flex = attention.flex_obstacle(self.out.weight.device)
+        flex = attention.flex_obstacle(self.out.weight.device, self.out.in_features // self.n_heads)
         return choose_kernel(kernel, {"flex": flex, "blocks": None, "reference": None})
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

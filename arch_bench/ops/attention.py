@@ -100,6 +100,7 @@ FLEX_BLOCK = 128
 
 
 @cache
+@torch.inference_mode(False)  # the first to ask may be a test, the next one trains
 def _flex_mask(window: int, n: int, device: torch.device) -> Any:
     """The band as a block mask. `create_block_mask` would first make all n x n entries; this makes (n / 128)^2."""
     from torch.nn.attention.flex_attention import BlockMask
@@ -123,10 +124,12 @@ def _ordered(is_taken: Tensor) -> tuple[Tensor, Tensor]:
     return is_taken.sum(-1).int()[None, None], which.int()[None, None]
 
 
-def flex_obstacle(device: torch.device) -> str | None:
+def flex_obstacle(device: torch.device, d_head: int) -> str | None:
     """Why flex attention cannot train here, or None."""
     if device.type != "cuda":
         return "flex attention trains on CUDA only; use kernel=blocks"
+    if d_head < 16:
+        return f"flex attention takes heads at least 16 wide, not {d_head}; use kernel=blocks"
     if find_spec("triton") is None:
         return "flex attention needs triton, which is not installed; use kernel=blocks"
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):

@@ -1,0 +1,61 @@
+"""CUDA graphs: what a function puts on the device, recorded once and replayed by a single launch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+N_WARMUP = 3
+"""Runs before a capture: the first compiles and autotunes, the last proves that nothing waits for the device."""
+
+
+def capture(run: Callable[[], object]) -> Callable[[], None]:
+    """Record `run`, after running it N_WARMUP times, and return its replay.
+
+    `run` reads and writes tensors that outlive it: a replay finds its inputs and leaves its results where the recorded
+    run did. The random state is registered with the graph, so that every replay draws new numbers.
+
+    Raises RuntimeError, with the device as usable as before, when `run` cannot be recorded: because it reads a value
+    back to the host, for one.
+    """
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    with _on_side_stream():
+        for _ in range(N_WARMUP - 1):
+            run()
+        with _no_waiting():
+            run()
+    before = generator.clone_state()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the device
+            run()
+    except RuntimeError:
+        generator.graphsafe_set_state(before)  # a capture that failed leaves the old one thinking that it goes on
+        raise
+    return graph.replay
+
+
+@contextmanager
+def _on_side_stream() -> Iterator[None]:
+    """Warm-up must not run on the default stream, whose state a capture cannot share."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        yield
+    torch.cuda.current_stream().wait_stream(side)
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Within it, reading a value back to the host raises RuntimeError."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
