@@ -111,7 +111,9 @@ class LitSequence(L.LightningModule):
         loss, is_right = self._losses(batch)
         is_scored = batch.targets != IGNORE
         n_scored = int(is_scored.sum())
-        log = partial(self.log, on_step=False, on_epoch=True, batch_size=n_scored, logger=split == "test")
+        log = partial(
+            self.log, on_step=False, on_epoch=True, batch_size=n_scored, logger=None if split == "test" else False
+        )
         mean_loss = loss.sum() / n_scored
         log(f"{split}/loss_nats", mean_loss)
         log(f"{split}/token_accuracy", (is_right & is_scored).sum() / n_scored)
