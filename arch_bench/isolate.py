@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -28,13 +28,15 @@ class TimedOut(Exception):
     """The process was ended at its time limit."""
 
 
-def call(function: Callable[..., T], *args: Any, time_limit_s: float) -> T:
+def call(function: Callable[..., T], *args: Any, time_limit_s: float, preload: Sequence[str] = ()) -> T:
     """Run `function(*args)` in a fresh process and return its result.
+
+    `preload` names modules that the processes will need besides; it counts when the first of them starts.
 
     Raises TimedOut, Crashed, or the function's own exception (its traceback is in the notes).
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context.set_forkserver_preload([*_PRELOAD, *preload])
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, function, args))
     process.start()

@@ -54,6 +54,11 @@ class LitSequence(L.LightningModule):
         self._awaited: _Awaited | None = None
         self._rng: dict[str, Any] | None = None
 
+    @property
+    def step_kind(self) -> str:
+        """How steps run: eager, compiled or graph."""
+        return self._step.kind
+
     def training_step(self, block: Scored, index: int) -> None:
         n_steps = len(block.inputs)
         for i in range(n_steps):
@@ -85,6 +90,8 @@ class LitSequence(L.LightningModule):
     def on_train_end(self) -> None:
         if self._awaited is not None:
             self._log_curve(self._awaited)
+            self._awaited = None
+        self._step.release()  # Lightning moves everything to the CPU when a fit is over
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["random_state"] = _random_state(self.device)

@@ -10,6 +10,7 @@ only).
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import resource
 import statistics
@@ -38,6 +39,31 @@ def pick_device(name: str) -> torch.device:
         present = ", ".join(kind for kind, is_there in there.items() if is_there)
         raise ConfigError(f"device={name}: not on this machine; choose from: auto, {present}")
     return torch.device(name)
+
+
+def usable_cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPU cores that this process may keep busy: those it is bound to, within the quota of its container.
+
+    PyTorch starts a thread for every core it sees; where a quota allows fewer, they wait for one another.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(bound, _quota(groups) or bound)
+
+
+def _quota(groups: Path) -> int | None:
+    """Whole cores of a control group's CPU quota (version 2, then version 1); None where there is no limit."""
+    files = (groups / "cpu.max",), (groups / "cpu/cpu.cfs_quota_us", groups / "cpu/cpu.cfs_period_us")
+    for names in files:
+        if all(name.is_file() for name in names):
+            limit, period = " ".join(name.read_text() for name in names).split()
+            return None if limit in {"max", "-1"} else max(1, int(limit) // int(period))
+    return None
+
+
+def limit_threads() -> None:
+    """Give PyTorch no more threads than there are cores to run them, unless OMP_NUM_THREADS says how many."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
 
 
 def device_name(device: torch.device) -> str:

@@ -158,10 +158,11 @@ class Watch(Callback):
 class Bar(Callback):
     """One line of progress, gone when training ends. Where nobody watches (a log file) it speaks every 20 s."""
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: LitSequence) -> None:  # type: ignore[override]
         tqdm.set_lock(threading.RLock())  # its own lock is a semaphore of the system, which a killed process leaks
         pace = 0.5 if sys.stderr.isatty() else 20.0
-        self._bar = tqdm(total=trainer.max_steps, desc="    preparing", unit="step", leave=False, mininterval=pace)
+        desc = "    training" if pl_module.step_kind == "eager" else "    compiling"
+        self._bar = tqdm(total=trainer.max_steps, desc=desc, unit="step", leave=False, mininterval=pace)
         self._shown: dict[str, str] = {}
 
     def on_train_batch_end(  # type: ignore[override]

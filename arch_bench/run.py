@@ -91,7 +91,8 @@ def _measure(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
     try:
         if not cell.isolate:
             return run_shape(cell, shape, earlier)
-        return isolate.call(run_shape, cell, shape, earlier, time_limit_s=cell.time_limit_s)
+        preload = tracking.modules(cell)
+        return isolate.call(run_shape, cell, shape, earlier, time_limit_s=cell.time_limit_s, preload=preload)
     except isolate.TimedOut as error:
         return _give_up(cell, shape, before, "timeout", str(error))
     except isolate.Crashed as error:
@@ -112,9 +113,10 @@ def _give_up(cell: Cell, shape: Shape, before: list[Row], status: Status, reason
 def run_shape(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
     """Measure, save, mirror: what happens inside the fresh process."""
     from arch_bench.guard import guarded
-    from arch_bench.measure import device_name, pick_device
+    from arch_bench.measure import device_name, limit_threads, pick_device
     from arch_bench.precision import set_tf32
 
+    limit_threads()
     set_tf32(cell.precision)
     device = device_name(pick_device(cell.device))
     if shape.kind != "quality":

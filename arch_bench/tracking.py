@@ -85,11 +85,19 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
     return [*_IDENTITY, *metrics], data
 
 
+def modules(cell: Cell) -> list[str]:
+    """What tracking the cell will import: slow enough to be worth importing once for all processes."""
+    return ["wandb", "wandb.sdk.launch"] if _is_wanted(cell) else []
+
+
+def _is_wanted(cell: Cell) -> bool:
+    return cell.logger.kind == "wandb" and os.environ.get("WANDB_MODE") != "disabled"
+
+
 @contextmanager
 def track(cell: Cell) -> Iterator[Tracker]:
     """The cell's tracker; its W&B run is finished on leaving, whatever happened, so that no other cell meets it."""
-    is_wanted = cell.logger.kind == "wandb" and os.environ.get("WANDB_MODE") != "disabled"
-    run = _start(cell) if is_wanted else None
+    run = _start(cell) if _is_wanted(cell) else None
     if run is None:
         yield Tracker()
         return

@@ -147,6 +147,13 @@ class TrainStep:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate  # loading replaced it
 
+    def release(self) -> None:
+        """Forget how steps run, with the memory of a graph; the next call settles it anew.
+
+        Due when parameters are about to move: a replay would go on writing to where they were.
+        """
+        self._run = None
+
     def figures(self, n_steps: int) -> Tensor:
         """Mean loss of the last `n_steps` steps, rate and gradient norm of the last one: (3,), and starts afresh."""
         figures = torch.stack((self.loss_sum / n_steps, self.rate, self.grad_norm))

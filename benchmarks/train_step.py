@@ -114,14 +114,14 @@ def _paced(step: Callable[[Scored], None], batches: list[Scored], n_steps: int) 
 
 
 def harness(cell: Cell) -> Record:
-    """The step by itself, then the same step inside the Trainer, then where its time goes: one process, one capture."""
+    """The step by itself, where its time goes, then the same step inside the Trainer: one process, one capture."""
     backbone, task = model_and_task(cell)
     step = make_step(cell, backbone)
     found = _bare(step, cell, task)
-    found["in_trainer"] = _in_trainer(step, cell, task)
-    found["overhead"] = 1 - found["in_trainer"] / found["steps_per_s"]
     if cell.logger.kind == "none" and step.device.type == "cuda":
         found["profile"] = profile(step, cell, task)
+    found["in_trainer"] = _in_trainer(step, cell, task)
+    found["overhead"] = 1 - found["in_trainer"] / found["steps_per_s"]
     return found
 
 

@@ -123,9 +123,9 @@ class PagedBytes:
     """Bytes in a memory-mapped Arrow file, as written by `_write`."""
 
     def __init__(self, file: Path) -> None:
-        import datasets
+        import pyarrow  # what `datasets` would map it with, without half a second to import that
 
-        column = datasets.Dataset.from_file(str(file)).data.column("bytes")
+        column = pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))).read_all().column("bytes")
         self.chunks: list[np.ndarray] = [chunk.flatten().to_numpy() for chunk in column.chunks]
         """Views of the map, uint8, each CHUNK_BYTES long but the last."""
 

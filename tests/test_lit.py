@@ -144,6 +144,14 @@ class SaveAndStop(L.Callback):
             trainer.should_stop = True
 
 
+def test_a_second_fit_settles_anew(tmp_path: Path) -> None:
+    model, data = parts(n_steps=20, val_every=10)
+    trainer(data, tmp_path, n_steps=20).fit(model, datamodule=data)
+    after_one = parameters(model)
+    trainer(data, tmp_path, n_steps=20).fit(model, datamodule=data)
+    assert not torch.equal(parameters(model)["embedding.weight"], after_one["embedding.weight"])
+
+
 def test_checkpoints_are_named_by_steps(tmp_path: Path) -> None:
     model, data = parts()
     keep = ModelCheckpoint(tmp_path, every_n_train_steps=40, save_top_k=-1)

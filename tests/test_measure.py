@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from arch_bench.measure import (
     Stopwatch,
     Timing,
     is_steady,
+    limit_threads,
     percentile,
     pick_device,
+    usable_cores,
     warm_up,
 )
 from arch_bench.precision import pick_precision, set_tf32
@@ -123,3 +126,33 @@ def test_tf32_is_used_where_asked_for_and_nowhere_else(precision: str) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="device=cuda: not on this machine; choose from: auto, cpu"):
             pick_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "100000 100000"}, 1),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({"cpu.max": "6400000 100000"}, None),
+        ({}, None),
+    ],
+)
+def test_a_container_s_quota_limits_the_threads(tmp_path: Path, files: dict[str, str], cores: int | None) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert usable_cores(tmp_path) == (cores or usable_cores(tmp_path / "no such folder"))
+
+
+def test_threads_are_what_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    limit_threads()
+    assert not asked
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    limit_threads()
+    assert asked == [min(torch.get_num_threads(), usable_cores())]
