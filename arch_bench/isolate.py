@@ -6,6 +6,7 @@ second. The server itself never touches a device.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -80,6 +81,7 @@ def _end(process: Any) -> None:
 
 def _serve(connection: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    gc.freeze()  # what was imported before the fork is never garbage: looking through it takes 0.2 s each time
     threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
     try:
         answer = (True, function(*args))

@@ -126,7 +126,7 @@ class PagedBytes:
         import pyarrow  # what `datasets` would map it with, without half a second to import that
 
         column = pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))).read_all().column("bytes")
-        self.chunks: list[np.ndarray] = [chunk.flatten().to_numpy() for chunk in column.chunks]
+        self.chunks: list[np.ndarray] = [_view(chunk.flatten()) for chunk in column.chunks]
         """Views of the map, uint8, each CHUNK_BYTES long but the last."""
 
     def pieces(self, start: int, end: int) -> Iterator[np.ndarray]:
@@ -150,6 +150,11 @@ class PagedBytes:
             for page in range(0, len(piece), PAGE_BYTES):  # bincount widens what it counts to 8 bytes each
                 totals += np.bincount(piece[page : page + PAGE_BYTES], minlength=256)
         return totals.tolist()
+
+
+def _view(values: Any) -> np.ndarray:
+    """A uint8 Arrow array where it lies; its own `to_numpy` imports pandas first."""
+    return np.frombuffer(values.buffers()[1], dtype=np.uint8, count=len(values), offset=values.offset)
 
 
 class _PageWriter:
