@@ -34,10 +34,8 @@ def measure(cell: Cell, seq_len: int) -> Outcome:
     n_warmup = warm_up(step, watch, cell.speed.max_seconds)
     warmup_s = time.perf_counter() - started
     metrics = _timed(step, watch, cell)
-    memory.restart()
-    step()
     metrics |= {
-        "peak_mem_bytes": memory.read(),
+        "peak_mem_bytes": step.peak_memory(memory),
         "n_params": step.backbone.n_params(),
         "batch_size": step.batch_size,
         "tokens_per_step": step.batch_size * seq_len,
@@ -125,6 +123,13 @@ class TrainingStep:
         self.step(next(self._batches))
         forward, backward = self._parts
         return Step(start, forward, backward, self._watch.mark())
+
+    def peak_memory(self, memory: PeakMemory) -> int | None:
+        """Bytes at the peak of one step, all that lives then included. To be asked last: it gives up the graph."""
+        self.step.release()
+        memory.restart()
+        self.step.once_without_graph(next(self._batches))
+        return memory.read()
 
     def _mark_part(self) -> None:
         self._parts = [*self._parts[-1:], self._watch.mark()]

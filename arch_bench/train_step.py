@@ -147,6 +147,11 @@ class TrainStep:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate  # loading replaced it
 
+    def once_without_graph(self, batch: Scored) -> None:
+        """One step, kernel by kernel: its allocations can be seen, which a graph made once and for all."""
+        self.release()
+        self._step(batch)
+
     def release(self) -> None:
         """Forget how steps run, with the memory of a graph; the next call settles it anew.
 

@@ -20,6 +20,9 @@ class LSTM(Mixer):
     State: h and c, 2 d_model numbers, whatever the length. Training costs O(T d_model^2), one position after the
     other; a decoded token O(d_model^2). `forget_bias` >= 1 keeps the gradient alive over distance (Jozefowicz et al.
     2015); the recurrent weights start orthogonal, gate by gate.
+
+    All of it runs in the parameters' precision, also under autocast, which would give cuDNN fp16 whatever dtype it was
+    asked for (ATen/cudnn/AutocastRNN.cpp): a state that is rewritten T times keeps its rounding errors.
     """
 
     def __init__(self, *, d_model: int, forget_bias: float, kernel: str) -> None:
@@ -53,15 +56,17 @@ class LSTM(Mixer):
         return self.prefill(x, self.init_state(x.shape[0], x.shape[1]))[0]
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """(h, c), each (B, H), in the activations' dtype: under autocast the fused kernels carry both so."""
-        h = torch.zeros(batch_size, self.lstm.hidden_size, device=self._weights()[0].device, dtype=self.cache_dtype())
+        """(h, c), each (B, H), in the parameters' dtype."""
+        h = self._weights()[0].new_zeros(batch_size, self.lstm.hidden_size)
         return h, torch.zeros_like(h)
 
+    @torch.compiler.disable  # tracing skips nn.LSTM, and could not resume inside a context
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        if self.kernel == "reference":
-            return self._prefill_reference(x, state)
         h, c = state
-        y, (h, c) = self.lstm(x, (h[None].to(x.dtype), c[None].to(x.dtype)))
+        with torch.autocast(x.device.type, enabled=False):
+            if self.kernel == "reference":
+                return self._prefill_reference(x.to(h.dtype), state)
+            y, (h, c) = self.lstm(x.to(h.dtype), (h[None], c[None]))
         return y, (h[0], c[0])
 
     def _prefill_reference(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -72,9 +77,11 @@ class LSTM(Mixer):
         return torch.stack(ys, dim=1), state
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
-        if self.kernel == "reference":
-            return self._step_reference(x_t, state)
-        h, c = torch.lstm_cell(x_t, state, *self._weights())
+        x_t = x_t.to(state[0].dtype)
+        with torch.autocast(x_t.device.type, enabled=False):
+            if self.kernel == "reference":
+                return self._step_reference(x_t, state)
+            h, c = torch.lstm_cell(x_t, state, *self._weights())
         return h, (h, c)
 
     def _step_reference(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
