@@ -188,8 +188,11 @@ def test_a_missing_kernel_is_a_row(tmp_path: Path) -> None:
         (["backbone.mixer.n_heads=3"], "backbone=transformer: n_heads=3 must divide d_model=16"),
         (["backbone.mixer.n_heads=x"], "backbone.mixer.n_heads=x: input should be a valid integer"),
         (["kernel=warp"], "kernel=warp is unknown here; choose from: auto, sdpa, reference"),
-        (["step=graph"], "step=graph: needs a CUDA device, not cpu; choose from: auto, eager, compiled"),
-        (["precision=tf32"], "precision=tf32: needs a CUDA device, not cpu; choose from: auto, fp32, bf16"),
+        (["step=graph", "device=cpu"], "step=graph: needs a CUDA device, not cpu; choose from: auto, eager, compiled"),
+        (
+            ["precision=tf32", "device=cpu"],
+            "precision=tf32: needs a CUDA device, not cpu; choose from: auto, fp32, bf16",
+        ),
         (["backbone.positions=polar"], "backbone.positions=polar: input should be 'none', 'learned'"),
         (["task=text", "task.path=/no/such/corpus"], "/no/such/corpus"),
     ],

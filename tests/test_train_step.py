@@ -131,7 +131,7 @@ def test_every_loss_kernel_equals_the_definition(kernel: str, label_smoothing: f
 
 def test_the_loss_kernel_is_chosen_once() -> None:
     assert choose_loss_kernel("auto", 50_304, 0.0, CPU) == "full"
-    with pytest.raises(Unsupported, match="kernel=fla: needs a CUDA device"):
+    with pytest.raises(Unsupported, match="loss_kernel=fla: needs a CUDA device"):
         choose_loss_kernel("fla", 50_304, 0.0, CPU)
 
 

@@ -9,12 +9,13 @@ class Unsupported(Exception):
     """This combination cannot run here; the row says so (status `unsupported`) with this message as its reason."""
 
 
-def choose_kernel(kernel: str, obstacles: Mapping[str, str | None]) -> str:
+def choose_kernel(kernel: str, obstacles: Mapping[str, str | None], key: str = "kernel") -> str:
     """Resolve `auto | <name>` against the kernels of an op.
 
     Args:
         kernel: `auto` takes the first kernel without an obstacle; a name takes just that one.
         obstacles: kernel name -> why it cannot run here, or None if it can; the fastest comes first.
+        key: what the dial is called.
 
     Raises:
         ValueError: the name is unknown (the user's mistake).
@@ -23,7 +24,7 @@ def choose_kernel(kernel: str, obstacles: Mapping[str, str | None]) -> str:
     if kernel == "auto":
         return next(name for name, obstacle in obstacles.items() if obstacle is None)
     if kernel not in obstacles:
-        raise ValueError(f"kernel={kernel} is unknown here; choose from: auto, {', '.join(obstacles)}")
+        raise ValueError(f"{key}={kernel} is unknown here; choose from: auto, {', '.join(obstacles)}")
     if (obstacle := obstacles[kernel]) is not None:
-        raise Unsupported(f"kernel={kernel}: {obstacle}")
+        raise Unsupported(f"{key}={kernel}: {obstacle}")
     return kernel

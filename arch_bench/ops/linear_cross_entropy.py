@@ -67,7 +67,7 @@ def choose_loss_kernel(kernel: str, vocab_size: int, label_smoothing: float, dev
     """Resolve `auto`: chunked for a large vocabulary on a GPU, else full. Raises as `choose_kernel`."""
     found = obstacles(device, label_smoothing)
     if kernel != "auto":
-        return choose_kernel(kernel, found)
+        return choose_kernel(kernel, found, key="loss_kernel")
     return "fla" if vocab_size >= CHUNKED_FROM and found["fla"] is None else "full"
 
 
