@@ -1,11 +1,9 @@
-"""The one LightningModule and the one DataModule that every task and every backbone share."""
+"""The one LightningModule that every task and every backbone share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import partial
-from itertools import pairwise
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -13,14 +11,11 @@ import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from arch_bench.precision import autocast
-from arch_bench.train_step import Scored, TrainStep, list_scored, scored_hidden
-from tasks.base import IGNORE, Split, Task, stream
+from arch_bench.train_step import Scored, TrainStep, scored_hidden
+from tasks.base import IGNORE
 
-MAX_BLOCK = {"cuda": (64, 2**19), "cpu": (10, 2**16)}
-"""Batches and tokens in a block, at most: on a GPU enough to hide the framework, elsewhere a point of the curve."""
 MAX_LOGITS = 2**27
 """Logits that evaluation holds at once: 512 MiB in fp32."""
 
@@ -171,136 +166,3 @@ def _set_random_state(states: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["cpu"].cpu())
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"].cpu(), device)
-
-
-def cut(n_steps: int, every: int, batch_tokens: int, device: torch.device) -> list[range]:
-    """Cut training into blocks of about equal length that end at every multiple of `every` steps, and at the last.
-
-    As long as MAX_BLOCK allows: what blocks depend on is the same for every backbone.
-    """
-    n_batches, n_tokens = MAX_BLOCK.get(device.type, MAX_BLOCK["cpu"])
-    longest = max(1, min(n_batches, n_tokens // batch_tokens))
-    blocks = []
-    for start in range(0, n_steps, every):
-        steps = range(start, min(start + every, n_steps))
-        n_blocks = -(-len(steps) // longest)
-        edges = [start + len(steps) * i // n_blocks for i in range(n_blocks + 1)]
-        blocks += [range(*edge) for edge in pairwise(edges)]
-    return blocks
-
-
-class Blocks(Dataset[Scored]):
-    """Batches of a split, made when asked for: the same for every backbone, and after any resume.
-
-    Block i is (steps, batch, ...), drawn in one call from the stream of its first step.
-    """
-
-    def __init__(
-        self, task: Task, split: Split, blocks: list[range], *, seed: int, batch_size: int, device: torch.device
-    ) -> None:
-        self._task = task.for_split(split)
-        self._split = split
-        self._blocks = blocks
-        self._seed = seed
-        self._batch_size = batch_size
-        self._device = device
-
-    def __len__(self) -> int:
-        return len(self._blocks)
-
-    def __getitem__(self, i: int) -> Scored:
-        steps = self._blocks[i]
-        rng = stream(self._seed, self._split, steps.start, self._device)
-        batch = self._task.sample(len(steps) * self._batch_size, rng, self._device)
-        scored = list_scored(batch, self._task.max_scored)
-        return scored.map(lambda x: x.unflatten(0, (len(steps), self._batch_size)))
-
-
-class _Remaining(Sampler[int]):
-    """The blocks that training has not taken yet; as long as all of them, for Lightning counts those it took."""
-
-    def __init__(self, blocks: list[range], data: L.LightningDataModule) -> None:
-        self._blocks = blocks
-        self._data = data
-
-    def __len__(self) -> int:
-        return len(self._blocks)
-
-    def __iter__(self) -> Iterator[int]:
-        n_done = self._data.trainer.global_step if self._data.trainer else 0
-        return (i for i, steps in enumerate(self._blocks) if steps.start >= n_done)
-
-
-class _Loader(DataLoader[Scored]):
-    """Blocks are the batches. Resumes by itself: where it stands is where training stands."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class TaskData(L.LightningDataModule):
-    """Train, validation and test streams of one task; every loader hands out blocks of batches.
-
-    Blocks are made on the device when they are asked for; where the data do not fit there, a process of their own
-    makes them in pinned memory, ahead of the steps.
-    """
-
-    def __init__(
-        self, task: Task, *, seed: int, batch_size: int, n_steps: int, val_every: int, n_val: int, device: torch.device
-    ) -> None:
-        super().__init__()
-        self._task = task
-        self._seed = seed
-        self._batch_size = batch_size
-        self._n_val = n_val
-        self._device = device
-        self._val_every = min(val_every, n_steps)
-        self.blocks = cut(n_steps, self._val_every, batch_size * task.seq_len, device)
-
-    @property
-    def val_check_interval(self) -> int:
-        """Blocks between validations, which is what Lightning wants to know."""
-        return sum(steps.stop <= self._val_every for steps in self.blocks)
-
-    def train_dataloader(self) -> DataLoader[Scored]:
-        return self._loader(self._task, "train", self.blocks, self._batch_size, _Remaining(self.blocks, self))
-
-    def val_dataloader(self) -> DataLoader[Scored]:
-        return self._loader(self._task, "validation", _singles(self._n_val), self._batch_size)
-
-    def test_loader(self, seq_len: int, n_batches: int) -> DataLoader[Scored]:
-        """The test split at a length, with as many tokens as `n_batches` hold at the training length.
-
-        Raises ValueError when the task has no example of that length.
-        """
-        task = self._task.with_length(seq_len)
-        n_examples = max(1, n_batches * self._batch_size * self._task.seq_len // seq_len)
-        batch_size = max(1, min(n_examples, self._batch_size * self._task.seq_len // seq_len))
-        return self._loader(task, "test", _singles(-(-n_examples // batch_size)), batch_size)
-
-    def _loader(
-        self, task: Task, split: Split, blocks: list[range], batch_size: int, order: Sampler[int] | None = None
-    ) -> DataLoader[Scored]:
-        source = task.for_split(split).source(self._device)
-        data = Blocks(task, split, blocks, seed=self._seed, batch_size=batch_size, device=source)
-        data[0]  # a split that is too short refuses here, not in the middle of a loop
-        own = torch.Generator()  # an iterator draws a seed when it begins: not from the model's numbers
-        if source == self._device:
-            return _Loader(data, batch_size=None, sampler=order, generator=own)
-        return _Loader(
-            data,
-            batch_size=None,
-            sampler=order,
-            generator=own,
-            num_workers=1,
-            prefetch_factor=4,
-            pin_memory=True,
-            multiprocessing_context="forkserver",
-        )
-
-
-def _singles(n_batches: int) -> list[range]:
-    """Blocks of one batch each."""
-    return [range(i, i + 1) for i in range(n_batches)]

@@ -16,9 +16,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from tqdm import tqdm
 
+from arch_bench.blocks import TaskData
 from arch_bench.config import Cell, build
 from arch_bench.guard import Diverged, guarded
-from arch_bench.lit import LitSequence, TaskData
+from arch_bench.lit import LitSequence
 from arch_bench.measure import pick_device
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import pick_precision

@@ -148,8 +148,10 @@ class TrainStep:
             group["lr"] = self.rate  # loading replaced it
 
     def once_without_graph(self, batch: Scored) -> None:
-        """One step, kernel by kernel: its allocations can be seen, which a graph made once and for all."""
-        self.release()
+        """One step, kernel by kernel: its allocations can be seen, which a graph made once and for all.
+
+        After `release`, which frees those of the graph.
+        """
         self._step(batch)
 
     def release(self) -> None:

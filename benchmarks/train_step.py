@@ -1,6 +1,6 @@
 """How fast the harness trains, beside the loops that people write. Each figure comes from a process of its own.
 
-    python benchmarks/train_step.py                       # everything, about 7 minutes on an H200
+    python benchmarks/train_step.py                       # everything
     python benchmarks/train_step.py --only steps,lm       # some of it
     python benchmarks/train_step.py --smoke               # all of it in miniature, on a CPU too
 
@@ -25,8 +25,9 @@ import torch
 from tabulate import tabulate
 
 from arch_bench import isolate, provenance, quality, tracking
+from arch_bench.blocks import TaskData
 from arch_bench.config import Cell, build, cell_of, compose
-from arch_bench.lit import LitSequence, TaskData
+from arch_bench.lit import LitSequence
 from arch_bench.measure import Stopwatch, Timing, device_name, pick_device, warm_up
 from arch_bench.ops import linear_cross_entropy as head
 from arch_bench.precision import autocast, pick_precision

@@ -166,10 +166,13 @@ def test_a_step_is_that_of_a_loop_written_out() -> None:
         torch.testing.assert_close(found, expected, msg=name)
 
 
-def test_no_clipping_leaves_a_gradient_that_is_infinite() -> None:
-    step = small("eager", "optim.clip_norm=0")
+@pytest.mark.parametrize("limit", [0, 0.01])
+def test_the_norm_reported_is_that_before_clipping(limit: float) -> None:
+    step = small("eager", f"optim.clip_norm={limit}")
     step(batch_of(0))
-    assert step.grad_norm > 0
+    left = torch.nn.utils.get_total_norm([p.grad for p in step.backbone.parameters() if p.grad is not None])
+    assert step.grad_norm > 0.1
+    torch.testing.assert_close(left, torch.tensor(limit) if limit else step.grad_norm, rtol=1e-3, atol=1e-5)
 
 
 def test_figures_are_means_and_start_afresh() -> None:
