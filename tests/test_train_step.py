@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from arch_bench import train_step
 from arch_bench.backbone import Backbone
 from arch_bench.config import CONF, ConfigError, Optim, build, cell_of, compose
 from arch_bench.ops.kernel import Unsupported
@@ -213,6 +214,7 @@ def test_an_attempt_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A compiled step is tried out before it counts: parameters, moments and random numbers are put back."""
     expected = losses(small("eager", "backbone.dropout=0.5"), 0, 5)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(train_step, "set_form", lambda optimizer, is_compiled: None)  # the other form must be compiled
     step = small("compiled", "backbone.dropout=0.5")
     assert losses(step, 0, 5) == expected
     assert (step.kind, step.why, step.count.item()) == ("compiled", None, 5)
