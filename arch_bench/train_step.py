@@ -146,11 +146,11 @@ class TrainStep:
         self._run(batch)
 
     def resume(self, n_steps: int) -> None:
-        """Go on after `n_steps` steps, with an optimiser whose state may have been loaded since."""
+        """Go on after `n_steps` steps, with parameters and an optimiser that may have been loaded or moved since."""
+        self.release()
         self.count.fill_(n_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate  # loading replaced it
-        set_form(self.optimizer, is_compiled=self.kind != "eager")
 
     def once_without_graph(self, batch: Scored) -> None:
         """One step, kernel by kernel: its allocations can be seen, which a graph made once and for all.
@@ -162,7 +162,8 @@ class TrainStep:
     def release(self) -> None:
         """Forget how steps run, with the memory of a graph; the next call settles it anew.
 
-        Due when parameters are about to move: a replay would go on writing to where they were.
+        Due when parameters move: a replay would go on writing to where they were. `nn.LSTM` moves its own even when
+        it is sent to the device it is on.
         """
         self._run = None
 
