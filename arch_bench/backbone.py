@@ -9,9 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arch_bench.mixers.base import Mixer, State, count_bytes
+from arch_bench.mixers.base import Mixer, State, count_bytes, count_flops
 from arch_bench.ops.causal_conv import causal_conv, causal_conv_step, causal_window
 from arch_bench.positions import RELATIVE, Positions, absolute_positions
+
+TRAIN_PER_FORWARD = 3
+"""FLOPs of a training step over those of its forward pass: every product has two more in the backward pass, one for
+the gradient of each factor. Recomputed activations and the optimiser do not count."""
 
 
 class ShortConvolution(nn.Module):
@@ -65,6 +69,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         return self._finish(x, self.mixer(self.conv(h) if self.conv else h))
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """As `Mixer.flops_per_token`; outside the mixer, all that is no vector is multiplied with each token."""
+        extras = [p for part in (self.conv, self.mlp) if part for p in part.parameters() if p.dim() > 1]
+        return self.mixer.flops_per_token(seq_len) + count_flops(*extras)
 
     def _finish(self, x: Tensor, y: Tensor) -> Tensor:
         x = x + self.dropout(y)
@@ -167,6 +176,16 @@ class Backbone(nn.Module):
     def state_bytes(self, max_len: int) -> int:
         """Bytes that decoding one sequence of up to `max_len` tokens carries, counted from the tensors."""
         return count_bytes(self.init_state(1, max_len))
+
+    def flops_per_token(self, seq_len: int, n_scored: float) -> float:
+        """Floating-point operations of the forward pass per token, averaged over a sequence of `seq_len` tokens.
+
+        Counted are blocks as in `Mixer.flops_per_token`, and the head at the `n_scored` positions of a sequence, or
+        their mean over sequences. Look-ups (embedding, positions), norms and activations are free.
+        Training takes TRAIN_PER_FORWARD times as many.
+        """
+        blocks = sum(block.flops_per_token(seq_len) for block in self._stack)
+        return blocks + count_flops(self.head.weight) * n_scored / seq_len
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, seq_len) token ids -> (batch, seq_len, d_model), ready for `head`."""

@@ -10,7 +10,6 @@ Prints a table for each part and writes what it measured to results/train_step.j
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
 import sys
@@ -25,7 +24,9 @@ import torch
 from tabulate import tabulate
 
 from arch_bench import isolate, provenance, quality, tracking
+from arch_bench.backbone import TRAIN_PER_FORWARD
 from arch_bench.blocks import TaskData
+from arch_bench.ceiling import matmul_tflops
 from arch_bench.config import Cell, build, cell_of, compose
 from arch_bench.lit import LitSequence
 from arch_bench.measure import Stopwatch, Timing, device_name, pick_device, warm_up
@@ -70,7 +71,8 @@ def cell_for(overrides: list[str]) -> Cell:
 def model_and_task(cell: Cell, **sizes: int) -> tuple[Any, Task]:
     task: Task = build(cell, "task").for_split("train")
     torch.manual_seed(cell.seed)
-    with pick_device(cell.device):
+    device = pick_device(cell.device)
+    with device, autocast(pick_precision(cell.precision, device), device):
         return build(cell, "backbone", **({"vocab_size": task.vocab_size} | sizes)), task
 
 
@@ -199,7 +201,7 @@ def language_model(cell: Cell, vocab_size: int, batch_size: int, loss_kernel: st
     """A GPT on random tokens: what a step takes, and its share of the matrix product's rate on this device."""
     backbone, _ = model_and_task(cell, vocab_size=vocab_size)
     device = pick_device(cell.device)
-    ceiling = matrix_product_tflops(device)
+    ceiling = matmul_tflops(Stopwatch(device), device, pick_precision(cell.precision, device))
     step = make_step(cell, backbone, loss_kernel)
     draw = torch.Generator(device).manual_seed(0)
     shape = (batch_size, cell.seq_len + 1)
@@ -209,7 +211,8 @@ def language_model(cell: Cell, vocab_size: int, batch_size: int, loss_kernel: st
         torch.cuda.reset_peak_memory_stats()
     found = _paced(step, batches, cell.trainer.max_steps // 5)
     tokens_per_s = found["steps_per_s"] * batch_size * cell.seq_len
-    tflops = tokens_per_s * flops_per_token(backbone, cell) / 1e12
+    flops_per_token = TRAIN_PER_FORWARD * backbone.flops_per_token(cell.seq_len, n_scored=cell.seq_len)
+    tflops = tokens_per_s * flops_per_token / 1e12
     return {
         "loss_kernel": loss_kernel,
         "n_params": backbone.n_params(),
@@ -222,28 +225,6 @@ def language_model(cell: Cell, vocab_size: int, batch_size: int, loss_kernel: st
         "step_why": step.why,
         "compile_s": step.settle_s,
     }
-
-
-def flops_per_token(backbone: Any, cell: Cell) -> float:
-    """Three times the forward pass: 2 per weight of a matrix product, and 2 seq_len d_model for causal attention."""
-    table = 0 if backbone.positions is None else sum(p.numel() for p in backbone.positions.parameters())
-    weights = backbone.n_params() - table  # the tied embedding counts once, as the head's matrix
-    return 3 * (2 * weights + 2 * cell.seq_len * cell.d_model * cell.n_layers)
-
-
-def matrix_product_tflops(device: torch.device, n: int = 8192) -> float:
-    """The rate of an n x n x n product of random bf16 matrices."""
-    n = n if device.type == "cuda" else 256
-    a, b = torch.randn(2, n, n, device=device, dtype=torch.bfloat16)
-    watch = Stopwatch(device)
-    warm_up(lambda: a @ b, watch, max_seconds=2)
-    marks = [watch.mark()]
-    for _ in range(20):
-        a @ b
-        marks.append(watch.mark())
-    watch.synchronise()
-    times = [watch.between_ms(*pair) for pair in itertools.pairwise(marks)]
-    return 2 * n**3 / statistics.median(times) / 1e9
 
 
 def lm_part(smoke: bool, models: list[str]) -> Iterator[Record]:
@@ -297,7 +278,7 @@ def profile(step: TrainStep, cell: Cell, task: Task) -> Record:
     batch = list_scored(
         task.sample(cell.trainer.batch_size, stream(0, "train", 0, step.device), step.device), task.max_scored
     )
-    n_steps = 50
+    n_steps = 10  # reading a profile takes longer than making it
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         for _ in range(n_steps):
             step(batch)

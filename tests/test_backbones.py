@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from arch_bench.backbone import Backbone
 from arch_bench.config import CONF, Cell, build, cell_of, compose
@@ -94,6 +95,25 @@ def test_state_bytes_are_those_of_the_tensors(name: str) -> None:
     state = model.init_state(1, 100)
     assert model.state_bytes(100) == sum(t.numel() * t.element_size() for t in tensors(state)) > 0
     assert count_bytes(model.init_state(3, 100)) > model.state_bytes(100)
+
+
+def test_flops_of_one_token_are_those_that_a_counter_sees(name: str) -> None:
+    model = backbone(name, "kernel=reference", "backbone.mlp_ratio=0")
+    with FlopCounterMode(display=False) as counter:
+        logits(model, tokens(1))
+    seen = counter.get_total_flops() / BATCH
+    assert seen <= model.flops_per_token(1, n_scored=1) <= 1.1 * seen  # on a CPU it sees no depthwise convolution
+    assert backbone(name, "backbone.mlp_ratio=0").flops_per_token(1, n_scored=1) == model.flops_per_token(1, n_scored=1)
+
+
+def test_flops_grow_with_the_width_and_with_the_state(name: str) -> None:
+    model, wider = backbone(name), backbone(name, "d_model=64")
+    near, far = (model.flops_per_token(n, n_scored=n) for n in (1024, 4096))
+    assert 0 < near < wider.flops_per_token(1024, n_scored=1024)
+    if model.state_bytes(1024) == model.state_bytes(4096):
+        assert far == pytest.approx(near, rel=0.03)
+    else:
+        assert far > near
 
 
 @pytest.mark.parametrize("is_bf16", [False, True])

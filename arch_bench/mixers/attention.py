@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arch_bench.mixers.base import Mixer, State
+from arch_bench.mixers.base import Mixer, State, count_flops
 from arch_bench.ops import attention
 from arch_bench.ops.kernel import choose_kernel
 from arch_bench.positions import Positions, alibi_slopes, first_waves, rotate, waves
@@ -41,7 +41,9 @@ class Attention(Mixer):
         self.kernel = self._choose(kernel)
 
     def _choose(self, kernel: str) -> str:
-        return choose_kernel(kernel, dict.fromkeys(attention.KERNELS))
+        device, d_head = self.out.weight.device, self.out.in_features // self.n_heads
+        heads = attention.Heads(device, self.cache_dtype(), self.n_heads, d_head, self.slopes is not None)
+        return choose_kernel(kernel, attention.sdpa_obstacles(heads))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention.KERNELS[self.kernel](q, k, v, self.slopes)
@@ -67,6 +69,15 @@ class Attention(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._merge(self._attend(*self._project(x)))
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Projections, and 4 d_model per visible pair of positions for its score and its value.
+
+        The visible pairs exactly: 2 d_model (T + 1) over the whole past, where 2 T d_model is customary.
+        """
+        reach = self._cache_len(seq_len)
+        n_pairs = reach * (2 * seq_len - reach + 1) // 2  # sum over t < T of min(reach, t + 1)
+        return count_flops(self.qkv.weight, self.out.weight) + 4 * self.out.in_features * n_pairs / seq_len
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
         """(keys, values, position): a ring of the positions that can still be seen, in the activations' dtype."""

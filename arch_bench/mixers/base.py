@@ -47,6 +47,18 @@ class Mixer(nn.Module, ABC):
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """One token. x_t: (batch, d_model) -> (batch, d_model). May update the given state's tensors in place."""
 
+    @abstractmethod
+    def flops_per_token(self, seq_len: int) -> float:
+        """Floating-point operations of `forward` per token, averaged over a causal sequence of `seq_len` tokens.
+
+        What model FLOP utilisation counts: products with weights (`count_flops`) and between positions, 2 operations
+        per multiply-add. The mathematics, whatever the kernel: masked pairs and recomputation are left out.
+        """
+
+    def elementwise_flops_per_token(self, seq_len: int) -> float:
+        """The same for a recurrence that is no matrix product, where it is more than a few operations per channel."""
+        return 0.0
+
     def state_bytes(self, max_len: int) -> int:
         """Bytes that one sequence carries, counted from the tensors themselves."""
         return count_bytes(self.init_state(1, max_len))
@@ -71,3 +83,8 @@ def tensors(state: State) -> Iterator[Tensor]:
 def count_bytes(state: State) -> int:
     """Bytes of all tensors in a state."""
     return sum(t.numel() * t.element_size() for t in tensors(state))
+
+
+def count_flops(*weights: Tensor) -> int:
+    """Floating-point operations per token of linear maps and convolutions: a multiply-add for each entry."""
+    return 2 * sum(weight.numel() for weight in weights)

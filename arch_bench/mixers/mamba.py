@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arch_bench.mixers.base import Mixer, State
+from arch_bench.mixers.base import Mixer, State, count_flops
 from arch_bench.ops.causal_conv import causal_conv, causal_conv_step, causal_window
 from arch_bench.ops.kernel import choose_kernel
 from arch_bench.ops.selective_scan import ScanInputs, obstacles, selective_scan, selective_scan_step
@@ -75,6 +75,15 @@ class Mamba(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._parallel(x)[0]
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """2 E (3 d_model + 2 R + 2 N + K): the projections and the convolution, without the scan."""
+        projections = (self.in_proj, self.x_proj, self.dt_proj, self.out_proj)
+        return count_flops(*(projection.weight for projection in projections), self.conv1d.weight)
+
+    def elementwise_flops_per_token(self, seq_len: int) -> float:
+        """The scan: 9 E N, as its author counts a parallel one (state-spaces/mamba issue 110); 7 E N step by step."""
+        return 9 * self.A_log.numel()
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
         weight = self.A_log

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from arch_bench.mixers.base import Mixer, State
+from arch_bench.mixers.base import Mixer, State, count_flops
 from arch_bench.ops.kernel import choose_kernel
 
 
@@ -54,6 +54,11 @@ class LSTM(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.prefill(x, self.init_state(x.shape[0], x.shape[1]))[0]
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """W x_t and U h: 16 d_model^2."""
+        w_ih, w_hh, _, _ = self._weights()
+        return count_flops(w_ih, w_hh)
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
         """(h, c), each (B, H), in the parameters' dtype."""
