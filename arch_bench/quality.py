@@ -22,7 +22,7 @@ from arch_bench.guard import Diverged, guarded
 from arch_bench.lit import LitSequence
 from arch_bench.measure import pick_device
 from arch_bench.ops.kernel import Unsupported
-from arch_bench.precision import pick_precision
+from arch_bench.precision import autocast, pick_precision
 from arch_bench.results import Metrics, Outcome
 from arch_bench.train_step import TrainStep, pick_step
 from tasks.base import Task
@@ -39,9 +39,9 @@ def measure(cell: Cell, lengths: list[int], logger: Logger | None) -> list[Outco
     device = pick_device(cell.device)
     task: Task = build(cell, "task")
     torch.manual_seed(cell.seed)
-    with device:
-        backbone = build(cell, "backbone", vocab_size=task.vocab_size)
     precision = pick_precision(cell.precision, device)
+    with device, autocast(precision, device):
+        backbone = build(cell, "backbone", vocab_size=task.vocab_size)
     step = TrainStep(
         backbone,
         cell.optim,

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.benchmark import Timer
 
 AttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 LocalAttentionFn = Callable[[Tensor, Tensor, Tensor, int, Tensor | None], Tensor]
@@ -50,6 +53,77 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None) -> Tenso
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     bias = attention_bias(_distances(q.shape[-2], q.device), q.shape[-2], slopes)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+
+
+SDPA_BACKENDS = {
+    "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa_flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa_efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+"""What `sdpa` chooses from on CUDA, by an order of its own, which is not always that of their speed."""
+
+
+def sdpa_by(backend: SDPBackend) -> AttentionFn:
+    """`sdpa` by one backend. Raises RuntimeError where that cannot run."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None) -> Tensor:
+        with sdpa_kernel(backend):
+            return sdpa(q, k, v, slopes)
+
+    return run
+
+
+class Heads(NamedTuple):
+    """What decides which backend can run, and which is the fastest."""
+
+    device: torch.device
+    dtype: torch.dtype
+    n_heads: int
+    d_head: int
+    with_slopes: bool
+
+
+def sdpa_obstacles(heads: Heads) -> dict[str, str | None]:
+    """Why each kernel of full attention cannot train, the fastest first: on CUDA as measured, once in a process."""
+    if heads.device.type != "cuda":
+        no_cuda = dict.fromkeys(SDPA_BACKENDS, f"needs a CUDA device, not {heads.device.type}; use kernel=sdpa")
+        return {"sdpa": None, **no_cuda, "reference": None}
+    found = {name: _sdpa_speed(name, heads) for name in SDPA_BACKENDS}
+    times = {name: speed for name, speed in found.items() if isinstance(speed, float)}
+    refused = {name: reason for name, reason in found.items() if isinstance(reason, str)}
+    return {**dict.fromkeys(sorted(times, key=times.__getitem__)), "sdpa": None, **refused, "reference": None}
+
+
+SDPA_TRIAL = 4, 2048
+"""Sequences and positions that decide between the backends: on an H200 one of them leads from 256 tokens to 65,536."""
+
+
+@cache
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _sdpa_speed(name: str, heads: Heads) -> float | str:
+    """Seconds for forward and backward of the trial, or why they cannot run."""
+    B, T = SDPA_TRIAL
+    rng = torch.Generator(heads.device).manual_seed(0)  # not the numbers that initialise the model
+    shape = (3, B, heads.n_heads, T, heads.d_head)
+    q, k, v = torch.randn(shape, device=heads.device, dtype=heads.dtype, generator=rng).requires_grad_()
+    slopes = torch.ones(heads.n_heads, device=heads.device) if heads.with_slopes else None
+    attend = sdpa_by(SDPA_BACKENDS[name])
+
+    def once() -> None:
+        torch.autograd.grad(attend(q, k, v, slopes).sum(), (q, k, v))
+
+    try:
+        with warnings.catch_warnings(action="ignore"):  # PyTorch tells at length why it refuses
+            once()
+    except RuntimeError as error:
+        dtype = str(heads.dtype).removeprefix("torch.")
+        return f"cannot run here for heads {heads.d_head} wide in {dtype} ({_first_line(error)})"
+    return float(Timer("once()", globals={"once": once}).timeit(5).median)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def local_reference(q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | None = None) -> Tensor:
@@ -144,7 +218,11 @@ def _compiled_flex() -> Callable[..., Tensor]:
     return torch.compile(flex_attention, dynamic=False)
 
 
-KERNELS: dict[str, AttentionFn] = {"sdpa": sdpa, "reference": reference}
+KERNELS: dict[str, AttentionFn] = {
+    "sdpa": sdpa,
+    **{name: sdpa_by(backend) for name, backend in SDPA_BACKENDS.items()},
+    "reference": reference,
+}
 LOCAL_KERNELS: dict[str, LocalAttentionFn] = {
     "flex": local_flex,
     "blocks": local_blocks,
