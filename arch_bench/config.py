@@ -65,14 +65,16 @@ class Logger(_Record):
 
 class Speed(_Record):
     lengths: Lengths
+    batching: Literal["constant_tokens", "single"]
     tokens_per_step: Count
+    search_max_len: bool
     n_steps: Annotated[int, Field(ge=3)]
     max_seconds: Annotated[float, Field(gt=0)]
 
 
 class Decode(_Record):
     lengths: Lengths
-    batch_size: Count
+    batching: Literal["single", "largest"]
     n_tokens: Count
 
 

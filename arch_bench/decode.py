@@ -3,63 +3,103 @@
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from arch_bench.backbone import Backbone
+from arch_bench.ceiling import copy_gb_per_s
 from arch_bench.config import Cell, build
+from arch_bench.decoder import Decoder, EagerDecoder, GraphDecoder
+from arch_bench.energy import joules_per_call
 from arch_bench.measure import PeakMemory, Stopwatch, Timing, percentile, pick_device, warm_up
-from arch_bench.mixers.base import State, tensors
+from arch_bench.mixers.base import State, count_bytes, tensors
 from arch_bench.precision import autocast, pick_precision
-from arch_bench.results import Outcome
+from arch_bench.results import Metrics, Outcome
 
 N_PREFILLS = 5
 """Timed prompts; each writes a fresh state."""
+MAX_BATCH = 1024
+"""Sequences, at most, that `decode.batching=largest` decodes together: a state of constant size would fit millions."""
 
 
 @torch.no_grad()  # not inference mode, in which autocast would cast every weight anew at every token
 def measure(cell: Cell, context_len: int) -> Outcome:
-    """Time a prompt of `context_len` random tokens, then `decode.n_tokens` single tokens, eagerly.
+    """Time a prompt of `context_len` random tokens, then `decode.n_tokens` single tokens.
 
-    `ms_per_token` is one step of all `decode.batch_size` sequences; `step_kernel` says what runs it, which is not the
-    kernel of the parallel form. `peak_mem_bytes` is the peak of prompt and decoding together.
+    Tokens are decoded eagerly and, on CUDA, by a graph of the same step: `ms_per_token` is one step of all sequences
+    the faster way, which `step` names. `step_kernel` says what runs it, which is not the kernel of the parallel form.
+    With `decode.batching=largest` as many sequences decode together as fit, a power of two up to MAX_BATCH, from an
+    empty state of that context's size; no prompt is timed then. `peak_mem_bytes` is the peak of all of it.
     """
     device = pick_device(cell.device)
     memory = PeakMemory(device, is_fresh=cell.isolate)
     watch = Stopwatch(device)
-    n_tokens, batch_size = cell.decode.n_tokens, cell.decode.batch_size
-    total = context_len + n_tokens
+    precision = pick_precision(cell.precision, device)
     torch.manual_seed(cell.seed)
     vocab_size = build(cell, "task").vocab_size
-    with device:
-        backbone = build(cell, "backbone", vocab_size=vocab_size, max_len=total).eval()
-        tokens = torch.randint(vocab_size, (batch_size, total))
-    with autocast(pick_precision(cell.precision, device), device):
-        prefill_ms, state = _prefills(backbone, tokens[:, :context_len], total, watch)
-        ms, wall_s = _decode(backbone, tokens[:, context_len:], state, watch)
-        peak = memory.read()
+    total = context_len + cell.decode.n_tokens
+    with device, autocast(precision, device):
+        backbone: Backbone = build(cell, "backbone", vocab_size=vocab_size, max_len=total).eval()
+        start, prompt_metrics = _start(cell, backbone, context_len, watch)
+        found = _decoded(backbone, start, cell, watch)
         state_bytes = backbone.state_bytes(context_len)
         n_elements = sum(t.numel() for t in tensors(backbone.init_state(1, context_len)))
-    metrics: dict[str, Any] = {
-        **Timing(prefill_ms).summary("prefill"),
-        "ms_per_token": Timing(ms).summary("token")["token_ms"],
-        "ms_per_token_p10": percentile(ms, 10),
-        "ms_per_token_p90": percentile(ms, 90),
-        "ms_per_token_p95": percentile(ms, 95),
-        "tokens_per_s_decode": batch_size * len(ms) / wall_s,
-        "state_bytes": state_bytes,
-        "state_elements": n_elements,
-        "step_kernel": backbone.step_kernel,
-        "peak_mem_bytes": peak,
-        "batch_size": batch_size,
-        "n_params": backbone.n_params(),
-    }
+        facts = {"peak_mem_bytes": memory.read(), "state_bytes": state_bytes, "state_elements": n_elements}
+    metrics = prompt_metrics | found | facts
+    metrics |= {"batching": cell.decode.batching, "batch_size": start.batch_size, "n_params": backbone.n_params()}
+    del start
+    memory.restart()  # room for the buffers of the copy
+    metrics |= {"step_kernel": backbone.step_kernel, **_traffic(backbone, metrics, precision, watch, device)}
     return Outcome(seq_len=context_len, kernel=backbone.kernel, metrics=metrics)
 
 
-def _prefills(backbone: Any, prompt: torch.Tensor, total: int, watch: Stopwatch) -> tuple[list[float], State]:
+class Start(NamedTuple):
+    """What decoding goes on from."""
+
+    batch_size: int
+    state: State
+
+
+def _start(cell: Cell, backbone: Backbone, context_len: int, watch: Stopwatch) -> tuple[Start, Metrics]:
+    """A prompt's state, and what the prompt took; for the largest batch an empty state."""
+    total = context_len + cell.decode.n_tokens
+    if cell.decode.batching == "largest":
+        return _largest(backbone, context_len, total), {}
+    prompt = torch.randint(backbone.head.out_features, (1, context_len), device=backbone.embedding.weight.device)
+    prefill_ms, state = _prefills(backbone, prompt, total, watch)
+    return Start(1, state), dict(Timing(prefill_ms).summary("prefill"))
+
+
+def _largest(backbone: Backbone, context_len: int, total: int) -> Start:
+    """The largest power of two whose states fit in free memory together with what a step needs, found by trying."""
+    device = backbone.embedding.weight.device
+    bytes_each = count_bytes(backbone.init_state(1, total))
+    size = min(MAX_BATCH, 2 ** max(0, int(_free_bytes(device) // bytes_each).bit_length() - 1))
+    while True:
+        try:
+            state = backbone.init_state(size, total, position=context_len)
+            backbone.step(torch.zeros(size, dtype=torch.long, device=device), state)
+            return Start(size, state)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        state, size = (), size // 2  # out here nothing holds the tensors that were too many
+        torch.cuda.empty_cache()
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses; of the host's a half, for nothing there says no in time."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _prefills(backbone: Backbone, prompt: Tensor, total: int, watch: Stopwatch) -> tuple[list[float], State]:
     """Times in ms, and the state after the last prompt."""
     state: State = ()
 
@@ -77,25 +117,63 @@ def _prefills(backbone: Any, prompt: torch.Tensor, total: int, watch: Stopwatch)
     return [watch.between_ms(*pair) for pair in marks], state
 
 
-def _decode(backbone: Any, tokens: torch.Tensor, state: State, watch: Stopwatch) -> tuple[list[float], float]:
+def _decoded(backbone: Backbone, start: Start, cell: Cell, watch: Stopwatch) -> Metrics:
+    """Both ways to run a step, timed on the same tokens, and the energy of the faster one."""
+    device = backbone.embedding.weight.device
+    tokens = torch.randint(backbone.head.out_features, (start.batch_size, cell.decode.n_tokens), device=device)
+    eager: Decoder = EagerDecoder(backbone, start.state)
+    times, wall_s = _decode(eager, tokens, watch)
+    found: Metrics = {"ms_per_token_eager": statistics.median(times), "step": "eager"}
+    decoder = eager
+    if device.type == "cuda":
+        try:
+            decoder = GraphDecoder(backbone, start.state, tokens[:, 0])
+            times, wall_s = _decode(decoder, tokens, watch)
+            found["step"] = "graph"
+        except RuntimeError as error:
+            found["step_why"] = f"graph: {str(error).strip().splitlines()[0]}"
+    found |= {"ms_per_token": statistics.median(times)}
+    found |= {f"ms_per_token_p{percent}": percentile(times, percent) for percent in (10, 90, 95)}
+    found["tokens_per_s_decode"] = start.batch_size * len(times) / wall_s
+    joules = joules_per_call(lambda: _decode_once(decoder, tokens, watch), watch, device)
+    return found | ({} if joules is None else {"joules_per_token": joules / tokens.numel()})
+
+
+def _decode(decoder: Decoder, tokens: Tensor, watch: Stopwatch) -> tuple[list[float], float]:
     """Decode the tokens from the same state until two passes agree within 5 %, at most 6 times.
 
     Returns the last pass: times in ms, and its wall clock in s.
     """
     medians: list[float] = []
     while len(medians) < 2 or (len(medians) < 6 and abs(medians[-1] - medians[-2]) > 0.05 * medians[-1]):
-        times, wall_s = _decode_once(backbone, tokens, state, watch)
+        times, wall_s = _decode_once(decoder, tokens, watch)
         medians.append(statistics.median(times))
     return times, wall_s
 
 
-def _decode_once(backbone: Any, tokens: torch.Tensor, state: State, watch: Stopwatch) -> tuple[list[float], float]:
+def _decode_once(decoder: Decoder, tokens: Tensor, watch: Stopwatch) -> tuple[list[float], float]:
+    decoder.restart()
     watch.synchronise()
     started = time.perf_counter()
     marks = [watch.mark()]
     for token in tokens.unbind(1):
-        _, state = backbone.step(token, state)
+        decoder(token)
         marks.append(watch.mark())
     watch.synchronise()
     wall_s = time.perf_counter() - started
     return [watch.between_ms(*pair) for pair in itertools.pairwise(marks)], wall_s
+
+
+def _traffic(
+    backbone: Backbone, metrics: Metrics, precision: str, watch: Stopwatch, device: torch.device
+) -> dict[str, float]:
+    """`gb_per_s`: the fewest bytes that a step must move (every weight and every state once) over the time it takes.
+
+    Beside it the rate of a plain copy, measured in this process.
+    """
+    per_weight = 2 if precision == "bf16" else 4
+    looked_up = 0 if backbone.head.weight is backbone.embedding.weight else backbone.embedding.weight.numel()
+    weights = per_weight * (backbone.n_params() - looked_up)
+    states = float(metrics["state_bytes"] or 0) * int(metrics["batch_size"] or 0)
+    gb_per_s = (weights + states) / float(metrics["ms_per_token"] or 0) / 1e6
+    return {"gb_per_s": gb_per_s, "copy_gb_per_s": copy_gb_per_s(watch, device)}

@@ -144,8 +144,13 @@ class Stopwatch:
         return (end - start) * 1e3
 
 
-def warm_up(step: Callable[[], object], watch: Stopwatch, max_seconds: float, clock: Clock = time.perf_counter) -> int:
-    """Run until steady, at most 60 steps or `max_seconds` (never fewer than 3 steps). Returns the steps run."""
+def warm_up(
+    step: Callable[[], object], watch: Stopwatch, max_seconds: float, clock: Clock = time.perf_counter
+) -> list[float]:
+    """Run until steady, at most 60 steps or `max_seconds`, and return the seconds of each.
+
+    Never fewer than 3 steps, unless the first alone takes longer than `max_seconds`.
+    """
     times: list[float] = []
     started = clock()
     while len(times) < 60 and not is_steady(times):
@@ -153,9 +158,9 @@ def warm_up(step: Callable[[], object], watch: Stopwatch, max_seconds: float, cl
         step()
         watch.synchronise()
         times.append(clock() - before)
-        if len(times) >= 3 and clock() - started > max_seconds:
+        if (len(times) >= 3 and clock() - started > max_seconds) or times[-1] > max_seconds:
             break
-    return len(times)
+    return times
 
 
 class PeakMemory:
@@ -167,13 +172,15 @@ class PeakMemory:
         self._baseline = _peak_resident_bytes()
         self.restart()
 
-    def restart(self) -> None:
-        """Forget earlier peaks where the device can (CUDA)."""
+    def restart(self) -> int | None:
+        """Forget earlier peaks where the device can (CUDA), and return the bytes that are allocated now."""
         gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self._device)
+        if self._device.type != "cuda":
+            return None
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self._device)
+        return torch.cuda.memory_allocated(self._device)
 
     def read(self) -> int | None:
         """Bytes; None on the CPU in a process that is not fresh, whose peak may be another model's."""
@@ -181,6 +188,10 @@ class PeakMemory:
             torch.cuda.synchronize(self._device)
             return torch.cuda.max_memory_allocated(self._device)
         return _peak_resident_bytes() - self._baseline if self._is_fresh else None
+
+    def read_reserved(self) -> int:
+        """Bytes that CUDA's allocator has taken from the device at the most."""
+        return torch.cuda.max_memory_reserved(self._device)
 
 
 def _peak_resident_bytes() -> int:

@@ -108,6 +108,7 @@ def _rows_of(folder: Path) -> Path:
 
 _BOOKKEEPING = frozenset({"results_dir", "logger", "isolate", "rerun", "time_limit_s", "phases", "eval_scales"})
 _PHASE_SETTINGS = frozenset({"speed", "decode"})
+_WHICH_LENGTHS = frozenset({"lengths", "search_max_len"})
 
 
 def cell_key(config: dict[str, Any]) -> str:
@@ -117,7 +118,7 @@ def cell_key(config: dict[str, Any]) -> str:
 
 def file_name(config: dict[str, Any], kind: Kind, seq_len: int) -> str:
     """The file of one row. The phase's settings are part of the name: other settings are another measurement."""
-    settings = {k: v for k, v in config.get(kind, {}).items() if k != "lengths"}
+    settings = {k: v for k, v in config.get(kind, {}).items() if k not in _WHICH_LENGTHS}
     return f"{cell_key(config)}-{kind}-{seq_len}-{_digest(settings)[:4]}.json"
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from arch_bench import isolate, provenance, results, tracking
+from arch_bench import isolate, provenance, results, search, tracking
 from arch_bench.config import Cell
 from arch_bench.results import Kind, Outcome, Row, Status
 
@@ -33,7 +33,7 @@ def run_cell(cell: Cell, say: Callable[[Row], None]) -> list[Row]:
     cell = settle(cell)
     rows: list[Row] = []
     n_measured, is_mirrored = 0, False
-    for shape in shapes(cell):
+    for shape in shapes(cell, rows):
         known = [] if cell.rerun else _known(cell, shape)
         fresh = [] if known else _measure(cell, shape, rows)
         n_measured += len(fresh)
@@ -58,8 +58,11 @@ def settle(cell: Cell) -> Cell:
     return cell.model_copy(update={"device": device.type, "precision": pick_precision(cell.precision, device)})
 
 
-def shapes(cell: Cell) -> Iterator[Shape]:
-    """What has to run, in order: one process per timed length, one for training and all of its tests."""
+def shapes(cell: Cell, rows: list[Row]) -> Iterator[Shape]:
+    """What has to run, in order: one process per timed length, one for training and all of its tests.
+
+    rows: those of the shapes so far, filled in by the caller; the search for the longest length goes by them.
+    """
     for kind in ORDER:
         if kind not in cell.phases:
             continue
@@ -67,6 +70,27 @@ def shapes(cell: Cell) -> Iterator[Shape]:
             yield Shape(kind, [cell.seq_len * scale for scale in cell.eval_scales])
         else:
             yield from (Shape(kind, [length]) for length in getattr(cell, kind).lengths)
+        if kind == "speed" and cell.speed.search_max_len:
+            yield from (Shape(kind, [length]) for length in search.lengths(_Statuses(rows)))
+
+
+class _Statuses(Mapping[int, Status]):
+    """Timed length -> status, as rows come."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self._rows = rows
+
+    def _found(self) -> dict[int, Status]:
+        return {row.seq_len: row.status for row in self._rows if row.kind == "speed"}
+
+    def __getitem__(self, length: int) -> Status:
+        return self._found()[length]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._found())
+
+    def __len__(self) -> int:
+        return len(self._found())
 
 
 def row_path(cell: Cell, kind: Kind, seq_len: int) -> Path:

@@ -4,67 +4,87 @@ from __future__ import annotations
 
 import itertools
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
+from arch_bench import gate
+from arch_bench.backbone import TRAIN_PER_FORWARD
+from arch_bench.ceiling import ceilings
 from arch_bench.config import Cell, build
+from arch_bench.energy import joules_per_call
 from arch_bench.measure import Mark, PeakMemory, Stopwatch, Timing, pick_device, warm_up
 from arch_bench.ops.kernel import Unsupported
-from arch_bench.precision import pick_precision
-from arch_bench.results import Outcome
+from arch_bench.precision import autocast, pick_precision
+from arch_bench.results import Metrics, Outcome
 from arch_bench.train_step import TrainStep, list_scored, pick_step
 from tasks.base import IGNORE, Task, stream
 
 N_BATCHES = 4
 """Batches that are rotated, so that no step finds its input in a cache."""
+SLOW_S = 0.1
+"""Seconds of a step from which on waiting for the device after each costs nothing that shows."""
 
 
 def measure(cell: Cell, seq_len: int) -> Outcome:
     """Time forward, forward + backward and the full step of one training step at `seq_len`.
 
-    The batch holds `speed.tokens_per_step` tokens of the task (at least one example). Forward and forward + backward
-    come from marks inside full steps. Raises Unsupported when the task has no example of that length.
+    The batch holds `speed.tokens_per_step` tokens of the task (at least one example), or one example with
+    `speed.batching=single`. Forward and forward + backward come from marks inside full steps. A model whose kernel is
+    off its reference is not timed. Raises Unsupported for that, and when the task has no example of that length.
     """
     device = pick_device(cell.device)
     memory = PeakMemory(device, is_fresh=cell.isolate)
     watch = Stopwatch(device)
     step = TrainingStep(cell, seq_len, watch, device)
     started = time.perf_counter()
-    n_warmup = warm_up(step, watch, cell.speed.max_seconds)
+    warm_times = warm_up(step, watch, cell.speed.max_seconds)
     warmup_s = time.perf_counter() - started
-    metrics = _timed(step, watch, cell)
-    metrics |= {
-        "peak_mem_bytes": step.peak_memory(memory),
-        "n_params": step.backbone.n_params(),
-        "batch_size": step.batch_size,
-        "tokens_per_step": step.batch_size * seq_len,
-        "n_scored": step.n_scored,
-        "n_warmup": n_warmup,
-        "warmup_s": warmup_s,
-        "compile_s": step.step.settle_s,
-        "step": step.step.kind,
-        "step_why": step.step.why,
-        "loss_kernel": step.step.loss_kernel,
-    }
+    metrics = _timed(step, watch, cell, is_slow=warm_times[-1] > SLOW_S)
+    metrics |= {"n_warmup": len(warm_times), "warmup_s": warmup_s} | step.facts()
+    metrics |= _energy(step, watch, device)
+    metrics |= step.memory(memory)
+    metrics |= _utilisation(metrics, step, ceilings(device, pick_precision(cell.precision, device)))
     return Outcome(seq_len=seq_len, kernel=step.backbone.kernel, metrics=metrics)
 
 
-def _timed(step: TrainingStep, watch: Stopwatch, cell: Cell) -> dict[str, Any]:
-    """Full steps, one after the other: the device is not waited for before the last."""
+def _energy(step: TrainingStep, watch: Stopwatch, device: torch.device) -> Metrics:
+    joules = joules_per_call(step, watch, device)
+    return {} if joules is None else {"joules_per_token": joules / step.n_tokens}
+
+
+def _utilisation(metrics: Metrics, step: TrainingStep, ceiling: dict[str, float]) -> Metrics:
+    """Model FLOPs (those of matrix products that the mathematics asks for) against what the device can do.
+
+    `matmul_share` is of the rate measured in this process, `mfu` of the data sheet's dense peak, where it is known.
+    """
+    per_token = TRAIN_PER_FORWARD * step.backbone.flops_per_token(step.seq_len, step.n_scored / step.batch_size)
+    tflops = per_token * step.n_tokens / float(metrics["train_step_ms"] or 0) / 1e9
+    found: Metrics = {"flops_per_token": per_token, "tflops": tflops, **ceiling}
+    found["matmul_share"] = tflops / ceiling["matmul_tflops"]
+    return found | ({"mfu": tflops / ceiling["peak_tflops"]} if "peak_tflops" in ceiling else {})
+
+
+def _timed(step: TrainingStep, watch: Stopwatch, cell: Cell, *, is_slow: bool) -> Metrics:
+    """Full steps, one after the other: the device is not waited for before the last, unless waiting is free."""
     steps: list[Step] = []
+    parts: list[tuple[float, float]] = []
     watch.synchronise()
     started = time.perf_counter()
     while not _is_enough(len(steps), started, cell):
         steps.append(step())
+        if is_slow:
+            watch.synchronise()
+            parts.append(_parts(steps[-1], watch))
     watch.synchronise()
     wall_s = time.perf_counter() - started
-    metrics: dict[str, Any] = Timing([watch.between_ms(s.start, s.end) for s in steps]).summary("train_step")
-    tokens = step.batch_size * step.seq_len * len(steps)
-    parts = _parts_of_replays(step, watch, cell) if step.step.kind == "graph" else [_parts(s, watch) for s in steps]
+    metrics: Metrics = dict(Timing([watch.between_ms(s.start, s.end) for s in steps]).summary("train_step"))
+    if not is_slow:
+        is_replay = step.step.kind == "graph"
+        parts = _parts_of_replays(step, watch, cell) if is_replay else [_parts(s, watch) for s in steps]
     forward, both = zip(*parts, strict=True)
     metrics |= Timing(forward).summary("forward") | Timing(both).summary("forward_backward")
-    return metrics | {"tokens_per_s": tokens / wall_s, "n_timed": len(steps)}
+    return metrics | {"tokens_per_s": step.n_tokens * len(steps) / wall_s, "n_timed": len(steps)}
 
 
 def _parts_of_replays(step: TrainingStep, watch: Stopwatch, cell: Cell) -> list[tuple[float, float]]:
@@ -98,17 +118,20 @@ class TrainingStep:
         except ValueError as error:
             raise Unsupported(str(error)) from error
         torch.manual_seed(cell.seed)
-        with device:
+        precision = pick_precision(cell.precision, device)
+        with device, autocast(precision, device):
             self.backbone = build(cell, "backbone", vocab_size=task.vocab_size, max_len=seq_len)
+        self.error = gate.check(cell, self.backbone, precision, vocab_size=task.vocab_size, max_len=seq_len)
         self.seq_len = seq_len
-        self.batch_size = max(1, cell.speed.tokens_per_step // seq_len)
+        self.batching = cell.speed.batching
+        self.batch_size = 1 if self.batching == "single" else max(1, cell.speed.tokens_per_step // seq_len)
         self._parts: list[Mark] = []
         self.step = TrainStep(
             self.backbone,
             cell.optim,
             max_steps=cell.trainer.max_steps,
             kind=pick_step(cell.step, device),
-            precision=pick_precision(cell.precision, device),
+            precision=precision,
             loss_kernel=cell.loss_kernel,
             after_part=self._mark_part,
         )
@@ -124,12 +147,40 @@ class TrainingStep:
         forward, backward = self._parts
         return Step(start, forward, backward, self._watch.mark())
 
-    def peak_memory(self, memory: PeakMemory) -> int | None:
-        """Bytes at the peak of one step, all that lives then included. To be asked last: it gives up the graph."""
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of a step."""
+        return self.batch_size * self.seq_len
+
+    def facts(self) -> Metrics:
+        """What ran, on what."""
+        return {
+            "n_params": self.backbone.n_params(),
+            "batching": self.batching,
+            "batch_size": self.batch_size,
+            "tokens_per_step": self.n_tokens,
+            "n_scored": self.n_scored,
+            "compile_s": self.step.settle_s,
+            "step": self.step.kind,
+            "step_why": self.step.why,
+            "loss_kernel": self.step.loss_kernel,
+            "gate_error": self.error,
+        }
+
+    def memory(self, memory: PeakMemory) -> Metrics:
+        """Bytes at the peak of one step. To be asked last: it gives up the graph.
+
+        `peak_mem_bytes` is all that lives then; `activation_bytes` without what lives between steps (parameters,
+        optimiser, batches), so gradients included; `reserved_bytes` what the allocator has taken from the device.
+        """
         self.step.release()
-        memory.restart()
+        between_steps = memory.restart()
         self.step.once_without_graph(next(self._batches))
-        return memory.read()
+        peak = memory.read()
+        if peak is None or between_steps is None:
+            return {"peak_mem_bytes": peak}
+        reserved = memory.read_reserved()
+        return {"peak_mem_bytes": peak, "activation_bytes": peak - between_steps, "reserved_bytes": reserved}
 
     def _mark_part(self) -> None:
         self._parts = [*self._parts[-1:], self._watch.mark()]

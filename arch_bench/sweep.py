@@ -88,8 +88,9 @@ def _speed(m: dict[str, Any]) -> str:
 
 
 def _decode(m: dict[str, Any]) -> str:
-    state = m["state_bytes"] / 2**10
-    return f"prefill {m['prefill_ms']:.1f} ms, {m['ms_per_token']:.2f} ms a token, state {state:,.1f} KiB"
+    prompt = f"prefill {m['prefill_ms']:.1f} ms, " if "prefill_ms" in m else ""
+    pace = f"{m['ms_per_token']:.2f} ms a token for {m['batch_size']:,}"
+    return f"{prompt}{pace}, state {m['state_bytes'] / 2**10:,.1f} KiB each"
 
 
 _FIGURES = {"quality": _quality, "speed": _speed, "decode": _decode}

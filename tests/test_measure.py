@@ -69,7 +69,7 @@ def test_warm_up_goes_on_until_steady() -> None:
     def step() -> None:
         clock.now += next(costs)
 
-    assert warm_up(step, Stopwatch(CPU), max_seconds=1e9, clock=clock) == 8
+    assert len(warm_up(step, Stopwatch(CPU), max_seconds=1e9, clock=clock)) == 8
 
 
 def test_warm_up_gives_up_on_a_noisy_machine() -> None:
@@ -78,8 +78,8 @@ def test_warm_up_gives_up_on_a_noisy_machine() -> None:
     def step() -> None:
         clock.now += next(costs)
 
-    assert warm_up(step, Stopwatch(CPU), max_seconds=1e9, clock=clock) == 60
-    assert warm_up(step, Stopwatch(CPU), max_seconds=2.0, clock=clock) == 3
+    assert len(warm_up(step, Stopwatch(CPU), max_seconds=1e9, clock=clock)) == 60
+    assert len(warm_up(step, Stopwatch(CPU), max_seconds=2.0, clock=clock)) == 3
 
 
 def test_marks_on_the_cpu_are_clock_readings() -> None:

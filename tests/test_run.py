@@ -187,7 +187,10 @@ def test_a_missing_kernel_is_a_row(tmp_path: Path) -> None:
         (["task.n_pairs=9"], "task=mqar: seq_len=16 is too short for task.n_pairs=9"),
         (["backbone.mixer.n_heads=3"], "backbone=transformer: n_heads=3 must divide d_model=16"),
         (["backbone.mixer.n_heads=x"], "backbone.mixer.n_heads=x: input should be a valid integer"),
-        (["kernel=warp"], "kernel=warp is unknown here; choose from: auto, sdpa, reference"),
+        (
+            ["kernel=warp"],
+            "kernel=warp is unknown here; choose from: auto, sdpa, sdpa_cudnn, sdpa_flash, sdpa_efficient, reference",
+        ),
         (["step=graph", "device=cpu"], "step=graph: needs a CUDA device, not cpu; choose from: auto, eager, compiled"),
         (
             ["precision=tf32", "device=cpu"],

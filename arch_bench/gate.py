@@ -1,0 +1,58 @@
+"""No time is taken of a model that computes something else than its reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from arch_bench.backbone import Backbone
+from arch_bench.config import Cell, build
+from arch_bench.ops.kernel import Unsupported
+from arch_bench.precision import autocast
+
+LENGTH, BATCH = 256, 2
+"""Of the input that is compared: two blocks of a block-sparse kernel, affordable for a loop over positions."""
+ALLOWED = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}
+"""Relative error of the hidden states (in the Euclidean norm) from which on a kernel is wrong, not imprecise."""
+
+
+@torch.no_grad()
+def check(cell: Cell, backbone: Backbone, precision: str, **sizes: int) -> float:
+    """The relative error against the same weights in fp32 by `kernel=reference`.
+
+    sizes: what the backbone was built with besides its configuration.
+
+    Raises Unsupported when it is more than ALLOWED: a figure of that kernel would mean nothing.
+    """
+    weight = backbone.embedding.weight
+    device, was_training = weight.device, backbone.training
+    rng = torch.Generator(device).manual_seed(0)
+    length = min(LENGTH, sizes["max_len"])
+    tokens = torch.randint(len(weight), (BATCH, length), generator=rng, device=device)
+    expected = _reference(cell, backbone, sizes)(tokens)
+    backbone.eval()
+    with autocast(precision, device):
+        found = backbone(tokens).float()
+    backbone.train(was_training)
+    error = ((found - expected).norm() / expected.norm()).item()
+    if not error <= ALLOWED[precision]:
+        raise Unsupported(
+            f"kernel={backbone.kernel} is {error:.2g} off its reference in {precision}, allowed is {ALLOWED[precision]}"
+        )
+    return error
+
+
+def _reference(cell: Cell, backbone: Backbone, sizes: dict[str, int]) -> Backbone:
+    plain = cell.model_copy(update={"backbone": _with_reference_kernels(cell.backbone)})
+    device = backbone.embedding.weight.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
+        model: Backbone = build(plain, "backbone", **sizes)
+    model.load_state_dict(backbone.state_dict())
+    return model.eval()
+
+
+def _with_reference_kernels(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return [_with_reference_kernels(item) for item in node] if isinstance(node, list) else node
+    return {key: "reference" if key == "kernel" else _with_reference_kernels(value) for key, value in node.items()}

@@ -1,0 +1,31 @@
+"""The longest length that still works, by doubling and then halving the gap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+N_HALVINGS = 3
+"""After the first failure: what is found is within an eighth of the limit."""
+STEP = 128
+"""Lengths are multiples of it: the block of most kernels."""
+
+
+def lengths(found: Mapping[int, str]) -> Iterator[int]:
+    """Lengths to try, one after the other; the status of each has to be in `found` before the next is asked for.
+
+    Starts from the lengths in there: nothing is tried when none of them is `ok`. Every status but `ok` is a limit.
+    """
+    fitting = [n for n, status in found.items() if status == "ok"]
+    if not fitting:
+        return
+    low = max(fitting)
+    high = min((n for n in found if n > low), default=0)
+    while not high:
+        yield 2 * low
+        low, high = (2 * low, 0) if found[2 * low] == "ok" else (low, 2 * low)
+    for _ in range(N_HALVINGS):
+        middle = (low + high) // 2 // STEP * STEP
+        if middle <= low:
+            return
+        yield middle
+        low, high = (middle, high) if found[middle] == "ok" else (low, middle)
