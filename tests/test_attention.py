@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -84,6 +85,21 @@ def test_a_window_is_linear_in_length() -> None:
     assert largest_tensor(1024) <= 2.1 * largest_tensor(512)
 
 
+def taken(mask: Any, name: str, n: int) -> torch.Tensor:
+    """How often each block takes each other, by one pair of a mask's tables: (n, n)."""
+    counts, which = getattr(mask, f"{name}_num_blocks")[0, 0], getattr(mask, f"{name}_indices")[0, 0]
+    found = torch.zeros(n, n, dtype=torch.int)
+    for i in range(n):
+        for j in which[i, : counts[i]].tolist():
+            found[i, j] += 1
+    return found
+
+
+def test_the_tables_of_a_long_band_are_small() -> None:
+    mask = attention._flex_mask(256, 2**20, torch.device("meta"))
+    assert mask.kv_indices.numel() == 8192 * 2
+
+
 @pytest.mark.parametrize("window", [1, 2, 32, 128, 129, 130, 255, 256, 257, 300, 1000])
 @pytest.mark.parametrize("length", [1, 127, 128, 129, 640, 700])
 def test_the_band_of_blocks_is_the_one_torch_finds_by_trying_every_position(length: int, window: int) -> None:
@@ -94,7 +110,10 @@ def test_the_band_of_blocks_is_the_one_torch_finds_by_trying_every_position(leng
 
     found = attention._flex_mask(window, length, torch.device("cpu"))
     expected = create_block_mask(visible, None, None, length, length, device="cpu")
-    assert (found.to_dense() == expected.to_dense()).all()
+    n = -(-length // attention.FLEX_BLOCK)
+    for side, wanted in {"kv": expected.to_dense()[0, 0], "q": expected.to_dense()[0, 0].T}.items():
+        tables = [taken(found, name, n) for name in (side, f"full_{side}")]
+        assert (tables[0] + tables[1] == wanted).all(), "every block once"
     assert found.shape == expected.shape
     assert found.BLOCK_SIZE == expected.BLOCK_SIZE
     ragged = length % attention.FLEX_BLOCK > 0  # torch never calls the last, half-empty blocks full

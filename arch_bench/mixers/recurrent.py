@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from arch_bench.mixers.base import Mixer, State, count_flops
 from arch_bench.ops.kernel import choose_kernel
 
+CUDNN_MAX_LEN = 16_384
+"""Positions that cuDNN is given at once: 65,536 it refuses (CUDNN_STATUS_NOT_SUPPORTED on an H200, torch 2.11)."""
+
 
 class LSTM(Mixer):
     """Long short-term memory (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000).
@@ -67,12 +70,20 @@ class LSTM(Mixer):
 
     @torch.compiler.disable  # tracing skips nn.LSTM, and could not resume inside a context
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        h, c = state
+        h, _ = state
         with torch.autocast(x.device.type, enabled=False):
             if self.kernel == "reference":
                 return self._prefill_reference(x.to(h.dtype), state)
-            y, (h, c) = self.lstm(x.to(h.dtype), (h[None], c[None]))
-        return y, (h[0], c[0])
+            return self._prefill_fused(x.to(h.dtype), state)
+
+    def _prefill_fused(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """In parts of CUDNN_MAX_LEN, each from the state that the one before has left."""
+        h, c = (s[None] for s in state)
+        ys = []
+        for part in x.split(CUDNN_MAX_LEN, dim=1):
+            y, (h, c) = self.lstm(part, (h, c))
+            ys.append(y)
+        return ys[0] if len(ys) == 1 else torch.cat(ys, dim=1), (h[0], c[0])
 
     def _prefill_reference(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         ys = []

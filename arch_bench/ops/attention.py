@@ -12,13 +12,13 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.benchmark import Timer
 
 AttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 LocalAttentionFn = Callable[[Tensor, Tensor, Tensor, int, Tensor | None], Tensor]
@@ -94,15 +94,16 @@ def sdpa_obstacles(heads: Heads) -> dict[str, str | None]:
     return {**dict.fromkeys(sorted(times, key=times.__getitem__)), "sdpa": None, **refused, "reference": None}
 
 
-SDPA_TRIAL = 4, 2048
-"""Sequences and positions that decide between the backends: on an H200 one of them leads from 256 tokens to 65,536."""
+SDPA_TRIAL = 4, 8192
+"""Sequences and positions that decide between the backends: enough to hide the launch of their kernels. On an H200 the
+fastest of them leads from 256 to 65,536 positions."""
 
 
 @cache
 @torch.inference_mode(False)
 @torch.enable_grad()
 def _sdpa_speed(name: str, heads: Heads) -> float | str:
-    """Seconds for forward and backward of the trial, or why they cannot run."""
+    """Milliseconds of forward and backward of the trial, or why they cannot run."""
     B, T = SDPA_TRIAL
     rng = torch.Generator(heads.device).manual_seed(0)  # not the numbers that initialise the model
     shape = (3, B, heads.n_heads, T, heads.d_head)
@@ -119,7 +120,18 @@ def _sdpa_speed(name: str, heads: Heads) -> float | str:
     except RuntimeError as error:
         dtype = str(heads.dtype).removeprefix("torch.")
         return f"cannot run here for heads {heads.d_head} wide in {dtype} ({_first_line(error)})"
-    return float(Timer("once()", globals={"once": once}).timeit(5).median)
+    return _best_ms(once)
+
+
+def _best_ms(run: Callable[[], object], n: int = 5) -> float:
+    """The shortest of a few runs, by the device's clock."""
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(n + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        run()
+        mark.record()
+    torch.cuda.synchronize()
+    return min(start.elapsed_time(end) for start, end in pairwise(marks))
 
 
 def _first_line(error: Exception) -> str:
@@ -176,7 +188,10 @@ FLEX_BLOCK = 128
 @cache
 @torch.inference_mode(False)  # the first to ask may be a test, the next one trains
 def _flex_mask(window: int, n: int, device: torch.device) -> Any:
-    """The band as a block mask. `create_block_mask` would first make all n x n entries; this makes (n / 128)^2."""
+    """The band as a block mask, by arithmetic: `create_block_mask` makes all n x n entries, and sorts (n / 128)^2.
+
+    A pair of blocks is full where every pair of its positions is visible, partial where some are.
+    """
     from torch.nn.attention.flex_attention import BlockMask
 
     reach = torch.tensor(window, device=device)  # captured as a tensor: one compiled kernel serves every window
@@ -184,18 +199,26 @@ def _flex_mask(window: int, n: int, device: torch.device) -> Any:
     def visible(_b: Tensor, _h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (i >= j) & (i - j < reach)
 
-    blocks = torch.arange(-(-n // FLEX_BLOCK), device=device)
-    behind = blocks[:, None] - blocks[None, :]  # how many blocks the keys lie before the queries
-    is_seen = (behind >= 0) & ((behind - 1) * FLEX_BLOCK + 1 < window)  # its nearest pair of positions is visible
-    is_full = (behind > 0) & ((behind + 1) * FLEX_BLOCK - 1 < window)  # its farthest pair is, too
-    partial, full = _ordered(is_seen & ~is_full), _ordered(is_full)
-    return BlockMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=FLEX_BLOCK, mask_mod=visible, seq_lengths=(n, n))
+    n_blocks = -(-n // FLEX_BLOCK)
+    n_full = max(0, window // FLEX_BLOCK - 1)  # blocks behind that are full: their farthest pair is visible
+    farthest = min((window - 2) // FLEX_BLOCK + 1, n_blocks - 1)  # the last behind whose nearest pair is visible
+    partial = [0, *range(n_full + 1, farthest + 1)]
+    full = [*range(1, min(n_full, farthest) + 1)]
+    width = n_blocks if device.type == "cpu" else max(len(partial), len(full))  # PyTorch's CPU kernel wants them square
+    tables = {}
+    for name, sign in {"kv": -1, "q": 1}.items():
+        for kind, behind in {name: partial, f"full_{name}": full}.items():
+            n_there, which = _band(behind, n_blocks, width, device, sign)
+            tables |= {f"{kind}_num_blocks": n_there, f"{kind}_indices": which}
+    return BlockMask(seq_lengths=(n, n), **tables, BLOCK_SIZE=(FLEX_BLOCK, FLEX_BLOCK), mask_mod=visible)
 
 
-def _ordered(is_taken: Tensor) -> tuple[Tensor, Tensor]:
-    """(queries, keys) booleans -> how many key blocks each query block takes, and which, as (1, 1, ...) int32."""
-    which = is_taken.int().argsort(dim=-1, descending=True, stable=True)
-    return is_taken.sum(-1).int()[None, None], which.int()[None, None]
+def _band(behind: list[int], n_blocks: int, width: int, device: torch.device, sign: int) -> tuple[Tensor, Tensor]:
+    """For each block how many others it meets, and which, `sign` times the distances `behind` away, as (1, 1, ...)."""
+    distance = torch.tensor([*behind, *[n_blocks] * (width - len(behind))], device=device)
+    which = torch.arange(n_blocks, device=device)[:, None] + sign * distance
+    is_there = (which >= 0) & (which < n_blocks)  # the near ones come first, so those that are there do
+    return is_there.sum(-1).int()[None, None], which.clamp(0, n_blocks - 1).int()[None, None]
 
 
 def flex_obstacle(device: torch.device, d_head: int) -> str | None:
