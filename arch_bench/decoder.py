@@ -1,4 +1,8 @@
-"""A model that decodes token by token from one state: kernel by kernel, or as the replay of one CUDA graph."""
+"""A model that decodes token by token: kernel by kernel, or as the replay of one CUDA graph.
+
+Caches and recurrent states may be written in place. `restart` therefore takes the position back, so that no cache runs
+over, and leaves the rest: what a token costs does not depend on it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from arch_bench.mixers.base import State, tensors
 
 class Decoder(Protocol):
     def restart(self) -> None:
-        """Go back to the state it was given."""
+        """Go back to the position of the state it was given."""
 
     def __call__(self, token: Tensor) -> Tensor:
         """One token (batch,) for every sequence -> logits (batch, vocab_size), valid until the next call."""
@@ -36,34 +40,30 @@ class EagerDecoder:
 
 
 class GraphDecoder:
-    """One launch a token. The graph reads and writes the tensors of the state it was given.
+    """One launch a token. The graph reads and writes the tensors of `state`.
 
-    Raises RuntimeError when the step cannot be captured; the state is spoilt then.
+    Raises RuntimeError when the step cannot be captured.
     """
 
     def __init__(self, backbone: Backbone, state: State, token: Tensor) -> None:
+        self.state = state
         self._backbone = backbone
-        self._state = state
         self._token = token.clone()
         self._logits = torch.empty(0)
-        _, after = backbone.step(token, state)
-        pairs = zip(tensors(state), tensors(after), strict=True)
-        self._moving = [i for i, (old, new) in enumerate(pairs) if old.data_ptr() != new.data_ptr()]
-        leaves = list(tensors(state))
-        self._start = {i: leaves[i].clone() for i in self._moving}  # a cache is written in place, and stays
+        positions = [leaf for leaf in tensors(state) if not leaf.is_floating_point()]
+        self._start = [(position, position.clone()) for position in positions]
         self._replay = capture(self._once)
         self.restart()
 
     def _once(self) -> None:
-        self._logits, after = self._backbone.step(self._token, self._state)
-        olds, news = list(tensors(self._state)), list(tensors(after))
-        for i in self._moving:
-            olds[i].copy_(news[i])
+        self._logits, after = self._backbone.step(self._token, self.state)
+        for old, new in zip(tensors(self.state), tensors(after), strict=True):
+            if old.data_ptr() != new.data_ptr():  # else it was written in place
+                old.copy_(new)
 
     def restart(self) -> None:
-        leaves = list(tensors(self._state))
-        for i, start in self._start.items():
-            leaves[i].copy_(start)
+        for position, start in self._start:
+            position.copy_(start)
 
     def __call__(self, token: Tensor) -> Tensor:
         self._token.copy_(token)

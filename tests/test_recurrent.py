@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from arch_bench.mixers import recurrent
 from arch_bench.mixers.recurrent import LSTM
 
 
@@ -25,6 +26,15 @@ def test_autocast_does_not_touch_the_recurrence(kernel: str) -> None:
     assert found.dtype == stepped.dtype == h.dtype == c.dtype == torch.float32
     torch.testing.assert_close(found, exact, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(stepped, exact[:, -1], atol=1e-6, rtol=1e-6)
+
+
+def test_a_long_sequence_goes_through_the_fused_kernel_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recurrent, "CUDNN_MAX_LEN", 7)
+    x = torch.randn(2, 50, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    (expected, wanted), (found, state) = (m.prefill(x, m.init_state(2, 50)) for m in (make("reference"), make("aten")))
+    torch.testing.assert_close((found, *state), (expected, *wanted), atol=1e-6, rtol=1e-6)
+    gradients = [torch.autograd.grad(y.square().sum(), x, retain_graph=True)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
 
 
 def test_initialisation() -> None:

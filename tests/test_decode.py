@@ -1,0 +1,75 @@
+"""Decoding as it is timed: eager steps, batches, and what they are said to move."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from arch_bench import decode
+from arch_bench.backbone import Backbone
+from arch_bench.config import CONF, build, cell_of, compose
+from arch_bench.decoder import EagerDecoder
+from arch_bench.usage import options
+
+SMALL = ["logger=none", "d_model=16", "n_layers=1", "task.vocab_size=64", "decode.n_tokens=4", "device=cpu"]
+
+
+def model(name: str) -> Backbone:
+    torch.manual_seed(0)
+    built: Backbone = build(cell_of(compose([*SMALL, f"backbone={name}"])), "backbone", vocab_size=64, max_len=32)
+    return built.eval()
+
+
+@pytest.mark.parametrize("name", options(CONF, "backbone"))
+@torch.no_grad()
+def test_a_decoder_goes_on_from_a_prompt_and_back_to_it(name: str) -> None:
+    backbone = model(name)
+    tokens = torch.randint(64, (2, 20), generator=torch.Generator().manual_seed(0))
+    _, state = backbone.prefill(tokens[:, :12], backbone.init_state(2, 20))
+    decoder = EagerDecoder(backbone, state)
+    found = torch.stack([decoder(token) for token in tokens[:, 12:].unbind(1)], 1)
+    torch.testing.assert_close(found, backbone.head(backbone(tokens))[:, 12:], atol=1e-4, rtol=1e-4)
+    decoder.restart()
+    decoder(tokens[:, 12])
+    assert decoder._state[0].item() == 13
+
+
+@pytest.mark.parametrize(("free", "expected"), [(0, 1), (2**14, 2), (2**40, decode.MAX_BATCH)])
+@torch.no_grad()
+def test_the_largest_batch_is_a_power_of_two_that_fits(
+    free: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "_free_bytes", lambda device: free)
+    start = decode._largest(model("transformer"), context_len=28, total=32)  # 2 x 32 x 16 numbers each, and 16 bytes
+    assert start.batch_size == expected
+    assert start.state[1][0][0].shape[0] == start.batch_size
+
+
+@torch.no_grad()
+def test_a_batch_that_does_not_fit_after_all_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = model("lstm")
+    real = backbone.step
+
+    def step(token: torch.Tensor, state: object) -> object:
+        if len(token) > 100:
+            raise torch.OutOfMemoryError("too many")
+        return real(token, state)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backbone, "step", step)
+    assert decode._largest(backbone, context_len=8, total=16).batch_size == 64
+
+
+def test_rows_of_both_batchings(tmp_path: Path) -> None:
+    single, largest = (
+        decode.measure(cell_of(compose([*SMALL, f"results_dir={tmp_path}", f"decode.batching={name}"])), 16).metrics
+        for name in ("single", "largest")
+    )
+    assert (single["batching"], single["batch_size"], single["step"]) == ("single", 1, "eager")
+    assert (largest["batching"], largest["batch_size"]) == ("largest", decode.MAX_BATCH)
+    assert single["prefill_ms"] > 0  # type: ignore[operator]
+    assert "prefill_ms" not in largest
+    assert single["ms_per_token"] == single["ms_per_token_eager"]
+    bytes_moved = single["gb_per_s"] * single["ms_per_token"] * 1e6  # type: ignore[operator]
+    assert bytes_moved == pytest.approx(4 * single["n_params"] + single["state_bytes"])  # type: ignore[operator]

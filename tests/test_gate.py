@@ -1,0 +1,56 @@
+"""What may be timed: a model that computes what its reference does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from arch_bench import gate
+from arch_bench.backbone import Backbone
+from arch_bench.config import CONF, Cell, build, cell_of, compose
+from arch_bench.ops.kernel import Unsupported
+from arch_bench.usage import options
+
+SIZES = {"vocab_size": 11, "max_len": 48}
+
+
+def pair(name: str, *overrides: str) -> tuple[Cell, Backbone]:
+    torch.manual_seed(0)
+    cell = cell_of(compose([f"backbone={name}", "d_model=16", *overrides]))
+    return cell, build(cell, "backbone", **SIZES)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", options(CONF, "backbone"))
+def test_every_backbone_passes(name: str, precision: str) -> None:
+    cell, backbone = pair(name, "backbone.dropout=0.5")
+    before = torch.get_rng_state()
+    error = gate.check(cell, backbone, precision, **SIZES)
+    assert 0 <= error < gate.ALLOWED[precision]
+    assert backbone.training, "it is left as it was"
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_kernel_that_is_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, backbone = pair("local_attention", "kernel=blocks")
+    mixer = backbone.blocks[0].mixer
+    monkeypatch.setattr(mixer, "window", 3)  # it sees less than the reference
+    with pytest.raises(Unsupported, match=r"kernel=blocks is .* off its reference in fp32, allowed is 0.001"):
+        gate.check(cell, backbone, "fp32", **SIZES)
+
+
+def test_not_a_number_is_refused() -> None:
+    cell, backbone = pair("lstm")
+    with torch.no_grad():
+        backbone.norm.weight.fill_(float("nan"))
+    with pytest.raises(Unsupported, match="off its reference"):
+        gate.check(cell, backbone, "fp32", **SIZES)
+
+
+def test_the_reference_runs_in_every_mixer() -> None:
+    node = {"kernel": "auto", "mixer": {"kernel": "flex", "n": 1}, "pattern": [{"kernel": "x"}, "y"]}
+    assert gate._with_reference_kernels(node) == {
+        "kernel": "reference",
+        "mixer": {"kernel": "reference", "n": 1},
+        "pattern": [{"kernel": "reference"}, "y"],
+    }
