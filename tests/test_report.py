@@ -29,6 +29,7 @@ from arch_bench.report import (
     units,
 )
 from arch_bench.report.__main__ import main
+from arch_bench.report.facets import Facet
 from arch_bench.report.findings import findings
 from arch_bench.report.provenance import provenance
 from arch_bench.report.study import Group, Study
@@ -106,7 +107,7 @@ def series(rows: list[Row]) -> set[str]:
 
 
 def panel(rows: list[Row], metric: metrics.Metric) -> panels.Panel:
-    found = panels.panel(Study(rows), "mqar", metric)
+    found = panels.panel(Study(rows), Facet("mqar"), metric)
     assert found
     return found
 
@@ -260,7 +261,7 @@ def test_some_seeds_failing_is_said_with_their_share() -> None:
 
 
 def test_a_task_where_everything_failed_still_has_a_panel() -> None:
-    ((shown,),) = panels.costs(Study([failure("lstm", "speed", 64)]), metrics.TRAINING)
+    ((shown,),) = panels.costs(Study([failure("lstm", "speed", 64)]), "speed")
     assert len(shown.marks) == 1
 
 
@@ -356,9 +357,10 @@ def test_findings_tell_speed_crossover_state_and_what_is_missing() -> None:
     rows = [timing("transformer", ms, n) for n, ms in ((64, 5), (256, 10), (1024, 40))]
     rows += [timing("mamba", 20, n) for n in (64, 256, 1024)]
     rows += [decode("transformer", 0.3, 2**21), decode("mamba", 0.1), failure("lstm", "decode", 64)]
-    speed, decoding, missing = findings(Study(rows))
+    speed, decoding, crossover, growth, missing = findings(Study(rows))
     assert "At 1,024 tokens (mqar, 1 seed), mamba trains fastest (205k tokens/s), 2x as fast as transformer" in speed
-    assert speed.endswith("; it overtakes transformer between 256 and 1,024 tokens.")
+    assert crossover == "mamba passes transformer at 1,024 tokens in training tokens/s (mqar, 1 seed)."
+    assert growth.startswith("From 64 to 1,024 tokens a training step of transformer grows as L^0.75 ")
     assert "mamba carries the smallest state (2 KiB), transformer the largest (2 MiB)" in decoding
     assert missing.startswith("1 of 9 rows have no result, lstm at 64 tokens (decode: oom)")
 

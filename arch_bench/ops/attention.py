@@ -205,7 +205,7 @@ def _flex_mask(window: int, n: int, device: torch.device) -> Any:
     partial = [0, *range(n_full + 1, farthest + 1)]
     full = [*range(1, min(n_full, farthest) + 1)]
     width = n_blocks if device.type == "cpu" else max(len(partial), len(full))  # PyTorch's CPU kernel wants them square
-    tables = {}
+    tables: dict[str, Any] = {}
     for name, sign in {"kv": -1, "q": 1}.items():
         for kind, behind in {name: partial, f"full_{name}": full}.items():
             n_there, which = _band(behind, n_blocks, width, device, sign)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from arch_bench.report import facets
 from arch_bench.results import Kind, Row
 
 Value = str | int | float | bool | None
@@ -26,14 +27,17 @@ HOUSEKEEPING = {
     "launcher",
     "hydra",
 }
-EFFORT = {"lengths", "n_steps", "max_seconds", "n_tokens", "val_every", "n_val_batches", "n_test_batches"}
+EFFORT = {
+    *("lengths", "search_max_len", "n_steps", "max_seconds", "n_tokens"),
+    *("val_every", "n_val_batches", "n_test_batches"),
+}
 """How long or where one measures: not what is measured."""
 MATTERS_TO: dict[str, set[Kind]] = {
     "speed": {"speed"},
     "decode": {"decode"},
     "trainer": {"quality"},
     "optim": {"quality"},
-    "step": {"quality", "speed"},
+    "step": {"quality", "speed", "decode"},
 }
 """Groups of dials that change only some kinds of row; a learning rate does not split a timing."""
 NEVER_FOLLOWS = {"d_model", "n_layers", "precision", "kernel", "device"}
@@ -52,10 +56,14 @@ class Labels:
     """The dials that the names show, in full."""
     names: dict[Identity, tuple[str, str]] = field(default_factory=dict)
     """What is measured -> (task, series)."""
+    ran: dict[tuple[Identity, int], str] = field(default_factory=dict)
+    """What is measured, and its length -> how the step ran, where a series ran in several ways."""
 
     def of(self, row: Row) -> tuple[str, str]:
         """(task, series) of a row."""
-        return self.names[identity(row)]
+        task, series = self.names[this := identity(row)]
+        way = self.ran.get((this, row.seq_len))
+        return task, f"{series} ({way})" if way else series
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,8 @@ class _Cell:
     train_seq_len: int
     seed: int
     kind: Kind
+    batching: str
+    """Gives a row another panel, and so tells nothing apart within one."""
     dials: Mapping[str, Value]
 
 
@@ -148,7 +158,8 @@ def _cells(rows: Sequence[Row]) -> dict[Identity, _Cell]:
             asked = {dial: value for dial, value in flatten(row.config).items() if _is_dial(dial, row.kind)}
             ran = {"precision": row.precision, "device": devices[row.key], "experiment": row.experiment}
             dials = asked | {dial: value for dial, value in ran.items() if value}
-            cells[this] = _Cell(row.backbone, row.task, row.train_seq_len, row.seed, row.kind, dials)
+            facet = facets.batching(row)
+            cells[this] = _Cell(row.backbone, row.task, row.train_seq_len, row.seed, row.kind, facet, dials)
     return cells
 
 
@@ -193,16 +204,17 @@ def _refines(cells: Sequence[_Cell], kept: Sequence[str], dial: str) -> bool:
         if dial in cell.dials:
             length = 0 if dial in NEVER_FOLLOWS else cell.train_seq_len
             seed = cell.seed if dial == "experiment" else 0  # a second experiment may just add seeds
-            group = (cell.backbone, cell.task, length, seed, cell.kind, *(cell.dials.get(name) for name in kept))
+            facet = (cell.backbone, cell.task, cell.kind, cell.batching)
+            group = (*facet, length, seed, *(cell.dials.get(name) for name in kept))
             if seen.setdefault(group, cell.dials[dial]) != cell.dials[dial]:
                 return True
     return False
 
 
 def _grouped(cells: Iterable[_Cell]) -> list[list[_Cell]]:
-    groups: dict[tuple[str, str, Kind], list[_Cell]] = {}
+    groups: dict[tuple[str, str, Kind, str], list[_Cell]] = {}
     for cell in cells:
-        groups.setdefault((cell.backbone, cell.task, cell.kind), []).append(cell)
+        groups.setdefault((cell.backbone, cell.task, cell.kind, cell.batching), []).append(cell)
     return list(groups.values())
 
 

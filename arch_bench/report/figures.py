@@ -31,13 +31,15 @@ RC: Any = {
     "text.parse_math": False,
 }
 COLUMNS = 3
+"""Four panels to a row stand in a square instead."""
 PANEL_WIDTH, PANEL_HEIGHT, LEAST_WIDTH, LEGEND_LINE = 3.6, 2.7, 5.2, 0.22
 """Inches."""
 
 
 def draw(rows: Sequence[Sequence[Panel]], styles: dict[str, Style], x_label: str) -> dict[str, bytes]:
     """A figure with a legend below its panels. Returns the file's ending -> its bytes."""
-    grid = [list(row[start : start + COLUMNS]) for row in rows for start in range(0, len(row), COLUMNS)]
+    columns = 2 if max(map(len, rows)) == COLUMNS + 1 else COLUMNS
+    grid = [list(row[start : start + columns]) for row in rows for start in range(0, len(row), columns)]
     n_columns = max(len(row) for row in grid)
     width = max(n_columns * PANEL_WIDTH, LEAST_WIDTH)
     legend_columns = max(1, min(len(styles), math.floor(width / _legend_width(styles))))
@@ -69,11 +71,18 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_title(f"{panel.task}: {panel.metric.title}", loc="left", fontsize=9.5, pad=15 if panel.trained_at else 8)
+    axes.set_title(_title(panel), loc="left", fontsize=9.5, pad=15 if panel.trained_at else 8)
     _draw_reference(axes, panel)
     for curve in panel.curves:
         _draw_curve(axes, curve)
     _draw_failures(axes, panel)
+    _draw_slopes(axes, panel)
+
+
+def _title(panel: Panel) -> str:
+    """In two lines where the batch policy makes it long."""
+    space = "\n" if panel.facet.batching else " "
+    return f"{panel.facet.title}:{space}{panel.metric.title}"
 
 
 def _draw_reference(axes: Axes, panel: Panel) -> None:
@@ -153,6 +162,16 @@ def _draw_failures(axes: Axes, panel: Panel) -> None:
                 color=mark.style.colour,
                 annotation_clip=False,
             )
+
+
+def _draw_slopes(axes: Axes, panel: Panel) -> None:
+    """Each behind the marker of its line, in the margin."""
+    place = axes.get_yaxis_transform()
+    for slope in panel.slopes:
+        marker = _line([1.03], [slope.y], slope.style, is_faint=True)
+        marker.set(transform=place, clip_on=False, alpha=1.0)
+        axes.add_line(marker)
+        axes.text(1.055, slope.y, slope.text, transform=place, va="center", fontsize=7, color=slope.style.colour)
 
 
 def _legend_width(styles: dict[str, Style]) -> float:

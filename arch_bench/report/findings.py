@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from arch_bench.report import metrics, units
+from arch_bench.report import facets, growth, metrics, units
+from arch_bench.report.facets import Facet
 from arch_bench.report.metrics import Metric
-from arch_bench.report.study import Group, Point, Study, number
+from arch_bench.report.study import Point, Study, number
 from arch_bench.results import Row
 
-MOST = 6
-"""Sentences."""
+MOST_SCORES = 3
+"""Sentences on who leads, one to a task."""
 CLOSE = {metrics.ACCURACY: 0.01, metrics.BITS_PER_BYTE: 0.01}
 """Scores nearer than this are called equal."""
 NEAR_GUESSING = {metrics.ACCURACY: 0.02, metrics.BITS_PER_BYTE: 0.1}
@@ -26,18 +27,19 @@ class Entry(NamedTuple):
 
 
 class Contest(NamedTuple):
-    """What can be compared: the series of one task at one length, best first."""
+    """What can be compared: the series of one facet at one length, best first."""
 
-    task: str
+    facet: Facet
     length: int
     entries: list[Entry]
 
 
 def findings(study: Study) -> list[str]:
-    """At most six plain sentences, fewer if the rows support fewer."""
-    scores = [sentence for task in study.tasks("quality") if (sentence := _scores(study, task))]
-    others = [_longer(study), _training(study), _decoding(study), _without_result(study)]
-    return [*scores[: MOST // 2], *(sentence for sentence in others if sentence)][:MOST]
+    """Some ten plain sentences at the most, fewer if the rows support fewer."""
+    sentences = [sentence for task in study.tasks("quality") if (sentence := _scores(study, task))][:MOST_SCORES]
+    sentences += [_longer(study), _training(study), _decoding(study), *growth.passing(study), growth.steepness(study)]
+    sentences += [growth.suspicion(study), _without_result(study)]
+    return [sentence for sentence in sentences if sentence]
 
 
 def _scores(study: Study, task: str) -> str:
@@ -50,14 +52,14 @@ def _scores(study: Study, task: str) -> str:
     leaders = [best, *(entry for entry in rest if _is_close(entry.point, best.point, metric))]
     guess = study.best_baseline(task, contest.length)
     lost = [entry for entry in contest.entries if guess and _is_guessing(entry.point, guess[1], metric)]
-    where = f"On {task} at {_tokens(contest.length)} ({_behind(contest.entries)}),"
+    where = f"On {task} at {units.tokens(contest.length)} ({_behind(contest.entries)}),"
     guessing = f"the {guess[0]} baseline ({metric.show(guess[1])})" if guess else ""
     if best in lost:
         return f"{where} nothing gets past {guessing}: the best is {_scored(best, metric)}."
     text = f"{where} {_leading(leaders, len(contest.entries), metric)}"
     others = [entry for entry in rest if entry not in leaders and entry not in lost]
     if lost:
-        text += f"; {_listed([_scored(each, metric) for each in lost])} {_do(lost)} not get past {guessing}"
+        text += f"; {units.listed([_scored(each, metric) for each in lost])} {_do(lost)} not get past {guessing}"
     elif others:
         text += f"; {_scored(others[-1], metric)} is last"
     return f"{text}."
@@ -69,7 +71,7 @@ def _leading(leaders: Sequence[Entry], n_entries: int, metric: Metric) -> str:
         verb = "scores" if n_entries == 1 else "scores best:"
         return f"{best.series} {verb} {metric.show(best.point.value)} {metric.title}"
     if len(leaders) <= 3:
-        return f"{_listed([_scored(entry, metric) for entry in leaders])} are level in {metric.title}"
+        return f"{units.listed([_scored(entry, metric) for entry in leaders])} are level in {metric.title}"
     return f"{len(leaders)} of {n_entries} are level in {metric.title}, {_scored(best, metric)} among them"
 
 
@@ -79,7 +81,7 @@ def _longer(study: Study) -> str:
     for task in study.tasks("quality"):
         found: dict[tuple[int, int], list[tuple[str, Point, Point]]] = {}
         metric = study.headline(task)
-        for group, points in _of_task(study, task, metric).items():
+        for group, points in study.of(Facet(task), metric).items():
             start, end = points.get(group.train_seq_len), points[max(points)]
             guess = study.best_baseline(task, group.train_seq_len)
             is_lost = start and guess and _is_guessing(start, guess[1], metric)
@@ -87,7 +89,7 @@ def _longer(study: Study) -> str:
                 found.setdefault((group.train_seq_len, max(points)), []).append((group.series, start, end))
         for (trained, tested), changes in found.items():
             behind = units.seeds(*(point.n_seeds for _, *both in changes for point in both))
-            text = f"Trained on {task} at {_tokens(trained)} and tested at {tested:,} ({behind}), "
+            text = f"Trained on {task} at {units.tokens(trained)} and tested at {tested:,} ({behind}), "
             rank = (tested / trained, max(abs(a.value - b.value) / max(a.value, b.value) for _, a, b in changes))
             reach.append((rank, f"{text}{_changes(changes, metric)}."))
     return max(reach, key=lambda item: item[0])[1] if reach else ""
@@ -97,11 +99,11 @@ def _changes(changes: Sequence[tuple[str, Point, Point]], metric: Metric) -> str
     ordered = sorted(changes, key=lambda change: -metric.sign * change[2].value)
     shown = ordered if len(ordered) <= 3 else [ordered[0], ordered[-1]]
     parts = [f"{series} goes from {metric.show(a.value)} to {metric.show(b.value)}" for series, a, b in shown]
-    return _listed(parts) + (f" (the best and the worst of {len(ordered)})" if len(ordered) > 3 else "")
+    return units.listed(parts) + (f" (the best and the worst of {len(ordered)})" if len(ordered) > 3 else "")
 
 
 def _training(study: Study) -> str:
-    """Who trains fastest at the longest length that several reach, and from where on."""
+    """Who trains fastest at the longest length that several reach."""
     metric = metrics.TOKENS_PER_S
     contest = _longest_contest(study, metric)
     if not contest:
@@ -109,33 +111,14 @@ def _training(study: Study) -> str:
     first, second, *rest = contest.entries
     sizes = {number(row, "batch_size") for row in _rows_of(study, contest, metric)}
     caution = ", at different batch sizes" if len(sizes) > 1 else ""
-    text = f"At {_tokens(contest.length)} ({contest.task}, {_behind(contest.entries)}{caution}), "
+    text = f"At {units.tokens(contest.length)} ({contest.facet.title}, {_behind(contest.entries)}{caution}), "
     if _is_level(first.point, second.point):
         text += f"{first.series} and {second.series} train about equally fast ({_rates(first, second)})"
         text += f", {_times(first, rest[-1])}x as fast as {rest[-1].series}" if rest else ""
     else:
         text += f"{first.series} trains fastest ({_rates(first)}), {_times(first, second)}x as fast as {second.series}"
         text += f" and {_times(first, rest[-1])}x as fast as {rest[-1].series}" if rest else ""
-    return f"{text}{_overtaking(study, contest, metric)}."
-
-
-def _overtaking(study: Study, contest: Contest, metric: Metric) -> str:
-    """`; it overtakes transformer between 256 and 1,024 tokens` if the fastest at first is not the fastest at last."""
-    winner = contest.entries[0].series
-    if _is_level(contest.entries[0].point, contest.entries[1].point):
-        return ""
-    lines = {group.series: points for group, points in _of_task(study, contest.task, metric).items()}
-    at_first = min(lines[winner])
-    early = max((name for name in lines if at_first in lines[name]), key=lambda name: lines[name][at_first].value)
-    shared = sorted(set(lines[winner]) & set(lines[early]))
-    ahead = [
-        lines[winner][n].value > lines[early][n].value and not _is_level(lines[winner][n], lines[early][n])
-        for n in shared
-    ]
-    if early == winner or True not in ahead or ahead != sorted(ahead):
-        return ""
-    place = ahead.index(True)
-    return f"; it overtakes {early} between {shared[place - 1]:,} and {_tokens(shared[place])}"
+    return f"{text}."
 
 
 def _decoding(study: Study) -> str:
@@ -144,12 +127,14 @@ def _decoding(study: Study) -> str:
     if not contest:
         return ""
     first, second, *_ = contest.entries
-    text = f"Decoding at a context of {_tokens(contest.length)} ({contest.task}, {_behind(contest.entries)}), "
+    text = (
+        f"Decoding at a context of {units.tokens(contest.length)} ({contest.facet.title}, {_behind(contest.entries)}), "
+    )
     if _is_level(first.point, second.point):
         text += f"{first.series} and {second.series} are level at {_ms(first)}"
     else:
         text += f"{first.series} is fastest at {_ms(first)}, {_times(first, second)}x as fast as {second.series}"
-    states = _entries(study, contest.task, contest.length, metrics.STATE)
+    states = _entries(study, contest.facet, contest.length, metrics.STATE)
     if len(states) > 1 and states[-1].point.value > CLOSE_COST * states[0].point.value:
         small, large = states[0], states[-1]
         text += f"; {small.series} carries the smallest state ({units.size(small.point.value)}), "
@@ -163,46 +148,44 @@ def _without_result(study: Study) -> str:
         return ""
     often = Counter(row.status for row in bad)
     row = max(bad, key=lambda row: often[row.status])
-    example = f"{study.labels.of(row)[1]} at {_tokens(row.seq_len)} ({row.kind}: {row.status})"
+    example = f"{study.labels.of(row)[1]} at {units.tokens(row.seq_len)} ({row.kind}: {row.status})"
     return f"{len(bad):,} of {len(study.rows):,} rows have no result, {example} for one; each is listed below."
 
 
 def _at_training_length(study: Study, task: str, metric: Metric) -> Contest | None:
     """At the training length that most series share, the longest of them."""
     by_length: dict[int, list[Entry]] = {}
-    for group, points in _of_task(study, task, metric).items():
+    for group, points in study.of(Facet(task), metric).items():
         if group.train_seq_len in points:
             by_length.setdefault(group.train_seq_len, []).append(Entry(group.series, points[group.train_seq_len]))
     if not by_length:
         return None
     length = max(by_length, key=lambda length: (len(by_length[length]), length))
-    return Contest(task, length, sorted(by_length[length], key=lambda entry: -metric.sign * entry.point.value))
+    return Contest(Facet(task), length, sorted(by_length[length], key=lambda entry: -metric.sign * entry.point.value))
 
 
 def _longest_contest(study: Study, metric: Metric) -> Contest | None:
-    """The longest length at which several series have a value; among tasks, the one with most of them."""
+    """The longest length at which several series have a value; among facets, the one with most of them.
+
+    Series that each have the largest batch that fits them are no contest.
+    """
     found = []
-    for task in study.tasks(metric.kind):
-        lengths = {length for points in _of_task(study, task, metric).values() for length in points}
-        for length in lengths:
-            entries = _entries(study, task, length, metric)
+    for facet in study.facets(metric.kind):
+        lengths = {length for points in study.of(facet, metric).values() for length in points}
+        for length in lengths if facet.batching != facets.LARGEST else ():
+            entries = _entries(study, facet, length, metric)
             if len(entries) > 1:
-                found.append(Contest(task, length, entries))
+                found.append(Contest(facet, length, entries))
     return max(found, key=lambda contest: (contest.length, len(contest.entries)), default=None)
 
 
-def _entries(study: Study, task: str, length: int, metric: Metric) -> list[Entry]:
-    points = _of_task(study, task, metric)
-    found = [Entry(group.series, of[length]) for group, of in points.items() if length in of]
+def _entries(study: Study, facet: Facet, length: int, metric: Metric) -> list[Entry]:
+    found = [Entry(group.series, of[length]) for group, of in study.of(facet, metric).items() if length in of]
     return sorted(found, key=lambda entry: -metric.sign * entry.point.value)
 
 
-def _of_task(study: Study, task: str, metric: Metric) -> Mapping[Group, dict[int, Point]]:
-    return {group: points for group, points in study.points(metric).items() if group.task == task}
-
-
 def _rows_of(study: Study, contest: Contest, metric: Metric) -> list[Row]:
-    groups = study.groups(metric.kind, contest.task)
+    groups = study.groups(metric.kind, contest.facet)
     return [row for group in groups for row in study.at(metric.kind, group, contest.length) if row.status == "ok"]
 
 
@@ -247,11 +230,3 @@ def _ms(entry: Entry) -> str:
 def _times(one: Entry, other: Entry) -> str:
     high, low = max(one.point.value, other.point.value), min(one.point.value, other.point.value)
     return units.plain(round(high / low, 1))
-
-
-def _tokens(length: int) -> str:
-    return f"{length:,} tokens"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

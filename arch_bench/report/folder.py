@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from arch_bench.report import metrics, panels, provenance, tables
+from arch_bench.report import cost_tables, metrics, panels, provenance, tables
 from arch_bench.report.dials import flatten
 from arch_bench.report.findings import findings
 from arch_bench.report.panels import Panel
@@ -61,14 +61,20 @@ def sections(study: Study) -> list[Section]:
     quality_caption = "What each backbone scores, against the length it is tested at."
     if any(curve.is_faint for row in panels.quality(study) for panel in row for curve in panel.curves):
         quality_caption += " Dotted lines leave a training length for lengths that were not trained on."
+    training, decoding = panels.costs(study, "speed"), panels.costs(study, "decode")
     drafts = [
         ("quality", "Quality", quality_caption, "sequence length, tokens", panels.quality(study)),
-        ("training", "Cost of training", "Throughput, time of one optimiser step, and peak memory, by sequence length.",
-         "sequence length, tokens", panels.costs(study, metrics.TRAINING)),
-        ("decoding", "Cost of decoding", "Time per token, time to read the prompt, and the state carried, by context.",
-         "context, tokens", panels.costs(study, metrics.DECODING)),
+        ("training", "Cost of training", f"What one optimiser step costs, by sequence length.{_exponents(training)}",
+         "sequence length, tokens", training),
+        ("decoding", "Cost of decoding", f"What a prompt and each token cost, by context.{_exponents(decoding)}",
+         "context, tokens", decoding),
     ]  # fmt: skip
     return [Section(*draft, styles=_styles(study, draft[-1])) for draft in drafts if draft[-1]]
+
+
+def _exponents(rows: Sequence[Sequence[Panel]]) -> str:
+    is_shown = any(panel.slopes for row in rows for panel in row)
+    return " L^ beside the axes: the exponent that a line grows with, over its three longest lengths." * is_shown
 
 
 def _styles(study: Study, rows: Sequence[Sequence[Panel]]) -> dict[str, Style]:
@@ -91,7 +97,8 @@ def _figures(shown: Sequence[Section]) -> dict[str, bytes]:
 def _context(study: Study, shown: Sequence[Section], title: str) -> dict[str, Any]:
     """What both templates show."""
     every = [tables.scores(study, metrics.ACCURACY), tables.scores(study, metrics.BITS_PER_BYTE)]
-    every += [tables.training(study), tables.decoding(study), tables.failures(study)]
+    every += [cost_tables.scaling(study), cost_tables.crossovers(study)]
+    every += [cost_tables.training(study), cost_tables.decoding(study), tables.failures(study)]
     return {
         "title": title,
         "findings": findings(study),

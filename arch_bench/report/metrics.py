@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arch_bench.report import units
+from arch_bench.report import facets, units
 from arch_bench.results import Kind
 
 
@@ -20,6 +20,8 @@ class Metric:
     is_log: bool = True
     is_higher_better: bool = False
     is_bytes: bool = False
+    inverse_of: str = ""
+    """The time that a rate is the inverse of: the spread of one seed's rate is that of this time."""
 
     @property
     def sign(self) -> int:
@@ -29,14 +31,33 @@ class Metric:
 
 ACCURACY = Metric("token_accuracy", "quality", "token accuracy", units.percent, is_log=False, is_higher_better=True)
 BITS_PER_BYTE = Metric("bits_per_byte", "quality", "bits per byte", units.decimal, is_log=False)
-TOKENS_PER_S = Metric("tokens_per_s", "speed", "training tokens/s", units.count, is_higher_better=True)
+TOKENS_PER_S = Metric(
+    "tokens_per_s", "speed", "training tokens/s", units.count, is_higher_better=True, inverse_of="train_step_ms"
+)
 TRAIN_STEP = Metric("train_step_ms", "speed", "training step, ms", units.plain)
 PEAK_MEMORY = Metric("peak_mem_bytes", "speed", "peak memory, training", units.size, is_bytes=True)
+ACTIVATIONS = Metric("activation_bytes", "speed", "activations", units.size, is_bytes=True)
+TRAIN_ENERGY = Metric("joules_per_token", "speed", "energy, mJ per trained token", units.milli)
 MS_PER_TOKEN = Metric("ms_per_token", "decode", "decode, ms per token", units.plain)
+DECODE_RATE = Metric(
+    "tokens_per_s_decode", "decode", "decoded tokens/s", units.count, is_higher_better=True, inverse_of="ms_per_token"
+)
+DECODE_BATCH = Metric("batch_size", "decode", "largest batch", units.count, is_higher_better=True)
 PREFILL = Metric("prefill_ms", "decode", "prefill, ms", units.plain)
 STATE = Metric("state_bytes", "decode", "state", units.size, is_bytes=True)
+DECODE_ENERGY = Metric("joules_per_token", "decode", "energy, mJ per decoded token", units.milli)
 
-TRAINING = (TOKENS_PER_S, TRAIN_STEP, PEAK_MEMORY)
-DECODING = (MS_PER_TOKEN, PREFILL, STATE)
+TRAINING = (TOKENS_PER_S, TRAIN_STEP, PEAK_MEMORY, TRAIN_ENERGY)
+DECODING = (MS_PER_TOKEN, PREFILL, STATE, DECODE_ENERGY)
+DECODING_MANY = (DECODE_RATE, MS_PER_TOKEN, DECODE_BATCH, DECODE_ENERGY)
+GROWING = (TRAIN_STEP, MS_PER_TOKEN, PREFILL)
+"""Panels that say which exponent each line grows with."""
 SOLVED = 0.99
 """Token accuracy from which a seed counts as having solved the task."""
+
+
+def drawn(kind: Kind, batching: str) -> tuple[Metric, ...]:
+    """The panels of a cost, the most telling first."""
+    if kind == "speed":
+        return TRAINING
+    return DECODING_MANY if batching == facets.LARGEST else DECODING

@@ -7,15 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from arch_bench.report import metrics, ticks, units
+from arch_bench.report import metrics, scaling, ticks, units
+from arch_bench.report.facets import Facet
 from arch_bench.report.metrics import Metric
+from arch_bench.report.scale import Scale
 from arch_bench.report.study import Group, Point, Study
 from arch_bench.report.style import Style
+from arch_bench.results import Kind
 
 ROW = 0.075
 """Height of one series in the band of failures, as a share of the panel."""
-
-
+MOST_BAND = 0.32
+"""Height of that band at the most: values need the room."""
+MOST_SLOPES = 10
+"""Lines whose exponents can be told apart."""
+SLOPE_GAP = 0.055
+"""Least distance of two exponents, as a share of the panel."""
 LEAST_SPAN = 0.25
 """The share of a linear axis that measured values keep when a baseline widens it."""
 
@@ -37,6 +44,15 @@ class Mark(NamedTuple):
     """Which side of the mark the text stands on: left or right."""
     series: str
     style: Style
+
+
+class Slope(NamedTuple):
+    """The exponent that a line grows with, right of the axes, as near as can be to the height at which it ends."""
+
+    series: str
+    style: Style
+    y: float
+    text: str
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,7 @@ class Baseline:
 class Panel:
     """One pair of axes: x is always a sequence length on a log2 scale."""
 
-    task: str
+    facet: Facet
     metric: Metric
     curves: list[Curve]
     x_range: tuple[float, float]
@@ -75,40 +91,23 @@ class Panel:
     """Where failures are drawn: beyond the worst value."""
     trained_at: int | None = None
     """The training length, if the panel has one."""
+    slopes: list[Slope] = field(default_factory=list)
 
 
-class Scale:
-    """Shares of a panel's height <-> values, on a linear or a log axis."""
-
-    def __init__(self, low: float, high: float, is_log: bool) -> None:
-        self.is_log = is_log
-        self.low, self.high = self._to(low), self._to(high)
-
-    def at(self, share: float) -> float:
-        position = self.low + share * (self.high - self.low)
-        return 10.0**position if self.is_log else position
-
-    def share(self, value: float) -> float:
-        return (self._to(value) - self.low) / (self.high - self.low)
-
-    def _to(self, value: float) -> float:
-        return math.log10(value) if self.is_log else value
-
-
-def panel(study: Study, task: str, metric: Metric, may_be_empty: bool = False) -> Panel | None:
-    """One task's panel of one metric; None without a value, unless it may show nothing but failures."""
-    groups = [group for group in study.groups(metric.kind, task) if _has_something(study, group, metric)]
+def panel(study: Study, facet: Facet, metric: Metric, may_be_empty: bool = False) -> Panel | None:
+    """One facet's panel of one metric; None without a value, unless it may show nothing but failures."""
+    groups = [group for group in study.groups(metric.kind, facet) if _has_something(study, group, metric)]
     has_values = any(group in study.points(metric) for group in groups)
     if not groups or not (has_values or may_be_empty):
         return None
     curves, trained_at = _curves(study, groups, metric)
     lengths = _lengths(study, groups, metric)
-    guesses = study.baselines(task) if metric.kind == "quality" else {}
+    guesses = study.baselines(facet.task) if metric.kind == "quality" else {}
     inner = _inner_range(curves, guesses, metric)
     failing = _failing(study, groups, metric)
     scale, band = _with_band(Scale(*inner, metric.is_log), len(failing), metric.is_higher_better)
     return Panel(
-        task=task,
+        facet=facet,
         metric=metric,
         curves=curves,
         x_range=_x_range(lengths),
@@ -119,22 +118,24 @@ def panel(study: Study, task: str, metric: Metric, may_be_empty: bool = False) -
         marks=_marks(study, groups, metric, scale),
         band=band,
         trained_at=trained_at,
+        slopes=_slopes(study, groups, metric, scale, band),
     )
 
 
 def quality(study: Study) -> list[list[Panel]]:
     """One row with a panel per task."""
-    row = [panel(study, task, study.headline(task), may_be_empty=True) for task in study.tasks("quality")]
+    row = [panel(study, Facet(task), study.headline(task), may_be_empty=True) for task in study.tasks("quality")]
     return [kept] if (kept := [each for each in row if each]) else []
 
 
-def costs(study: Study, chosen: Sequence[Metric]) -> list[list[Panel]]:
-    """A row per task, with a panel per metric; a task where everything failed has one panel that says so."""
+def costs(study: Study, kind: Kind) -> list[list[Panel]]:
+    """A row per facet, with a panel per metric; a facet where everything failed has one panel that says so."""
     rows = []
-    for task in study.tasks(chosen[0].kind):
-        found = [panel(study, task, metric) for metric in chosen]
+    for facet in study.facets(kind):
+        chosen = metrics.drawn(kind, facet.batching)
+        found = [panel(study, facet, metric) for metric in chosen]
         if not any(found):
-            found = [panel(study, task, chosen[0], may_be_empty=True)]
+            found = [panel(study, facet, chosen[0], may_be_empty=True)]
         rows.append([each for each in found if each])
     return [row for row in rows if row]
 
@@ -193,7 +194,8 @@ def _inner_range(curves: Sequence[Curve], guesses: dict[str, dict[int, float]], 
     if not metric.is_log:
         margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
         return low - margin, high + margin
-    margin = max(1.15, 2 / math.sqrt(high / low))  # at least a factor of four from bottom to top
+    # at least a factor of four from bottom to top, and room for half a marker
+    margin = max(1.15, 2 / math.sqrt(high / low), (high / low) ** 0.04)
     return low / margin, high * margin
 
 
@@ -201,7 +203,7 @@ def _with_band(inner: Scale, n_failing: int, is_at_bottom: bool) -> tuple[Scale,
     """Widen a scale by a band for failures on its worse side."""
     if not n_failing:
         return inner, None
-    height = min(ROW * n_failing, 0.4)
+    height = min(ROW * n_failing, MOST_BAND)
     outer = inner.at(-height / (1 - height)) if is_at_bottom else inner.at(1 / (1 - height))
     edges = (outer, inner.at(1)) if is_at_bottom else (inner.at(0), outer)
     scale = Scale(*edges, inner.is_log)
@@ -235,23 +237,23 @@ def _baselines(
 
 def _marks(study: Study, groups: Sequence[Group], metric: Metric, scale: Scale) -> list[Mark]:
     """Crosses in the band: one row per failing series, so that they never cover each other."""
-    lengths, failing = _lengths(study, groups, metric), _failing(study, groups, metric)
-    height = min(ROW, 0.4 / max(1, len(failing)))
+    edge, failing = min(_lengths(study, groups, metric), default=0), _failing(study, groups, metric)
+    height = min(ROW, MOST_BAND / max(1, len(failing)))
     marks = []
     for place, series in enumerate(failing):
         found: dict[int, str] = {}
-        for group in groups:
-            if group.series == series:
-                found |= _failures(study, group, metric)
+        own = [group for group in groups if group.series == series]
+        for group in own:
+            found |= _failures(study, group, metric)
         share = (place + 0.5) * height
         y = scale.at(share if metric.is_higher_better else 1 - share)
         for length, status in found.items():
-            text, side = _caption(found, length, lengths)
+            text, side = _caption(found, length, _lengths(study, own, metric), edge)
             marks.append(Mark(length, y, status, text, side, series, study.style(series)))
     return marks
 
 
-def _caption(found: dict[int, str], length: int, lengths: Sequence[int]) -> tuple[str, str]:
+def _caption(found: dict[int, str], length: int, lengths: Sequence[int], edge: int) -> tuple[str, str]:
     """Name a run of equal statuses once: left of its first mark, or right of its last if it starts at the edge."""
     place = lengths.index(length)
     first = last = place
@@ -259,5 +261,24 @@ def _caption(found: dict[int, str], length: int, lengths: Sequence[int]) -> tupl
         first -= 1
     while last < len(lengths) - 1 and found.get(lengths[last + 1]) == found[length]:
         last += 1
-    side = "right" if first == 0 else "left"
+    side = "right" if lengths[first] == edge else "left"
     return (found[length], side) if place == (last if side == "right" else first) else ("", side)
+
+
+def _slopes(
+    study: Study, groups: Sequence[Group], metric: Metric, scale: Scale, band: tuple[float, float] | None
+) -> list[Slope]:
+    """In one column, pushed apart where they would touch each other or the words of failures."""
+    found = []
+    for group in groups if metric in metrics.GROWING else ():
+        if exponent := scaling.exponent(study, group, metric):
+            points = study.points(metric)[group]
+            found.append((scale.share(points[max(points)].value), group.series, exponent.value))
+    if len(found) > MOST_SLOPES:
+        return []
+    ceiling = (scale.share(band[0]) if band else 1.0) - SLOPE_GAP / 2
+    placed = ticks.spread([share for share, *_ in sorted(found)], SLOPE_GAP, ceiling)
+    return [
+        Slope(series, study.style(series), scale.at(share), f"L^{units.exponent(value)}")
+        for (_, series, value), share in zip(sorted(found), placed, strict=True)
+    ]

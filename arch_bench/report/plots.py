@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from arch_bench.report import units
-from arch_bench.report.panels import Curve, Mark, Panel
+from arch_bench.report.panels import Curve, Mark, Panel, Slope
 from arch_bench.report.study import Point
 from arch_bench.report.tables import text
 
@@ -23,6 +23,7 @@ def plot(panel: Panel) -> Spec:
     traces = [_baseline(panel, baseline.points, baseline.name) for baseline in panel.baselines if baseline.points]
     traces += [_curve(panel, curve) for curve in panel.curves if curve.points]
     marks = _by_series(panel.marks)
+    traces += [_slope(panel, slope) for slope in panel.slopes]
     return {"data": traces + [_marks(of) for of in marks], "layout": _layout(panel)}
 
 
@@ -99,9 +100,30 @@ def _marks(marks: Sequence[Mark]) -> Spec:
     }
 
 
+def _slope(panel: Panel, slope: Slope) -> Spec:
+    """A trace and no annotation, so that the legend hides it with its line."""
+    style = slope.style
+    fill = "white" if style.is_open else style.colour
+    return {
+        "type": "scatter",
+        "mode": "markers+text",
+        "meta": slope.series,
+        "name": slope.series,
+        "x": [panel.x_range[1]],
+        "y": [slope.y],
+        "text": [f" {slope.text}"],
+        "textposition": "middle right",
+        "textfont": {"size": 10, "color": style.colour},
+        "marker": {"symbol": style.symbol, "size": 5, "color": fill, "line": {"color": style.colour, "width": 1.2}},
+        "hoverinfo": "skip",
+        "cliponaxis": False,
+    }
+
+
 def _layout(panel: Panel) -> Spec:
     outside = [baseline.label for baseline in panel.baselines]
     outside += [mark.text for mark in panel.marks if mark.side == "right"]
+    outside += [slope.text for slope in panel.slopes]
     return {
         "height": 270,
         "margin": {"l": 62, "r": 14 + 6 * max(map(len, outside), default=0), "t": 24, "b": 42},

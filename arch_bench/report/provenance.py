@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from arch_bench.report import dials, units
+from arch_bench.report import dials, outliers, scaling, units
 from arch_bench.report.study import N_RESAMPLES, Study
 
 METHOD = (
@@ -15,6 +15,13 @@ METHOD = (
     "Rows that did not end well give no value; they are crosses beyond the worst value and lines in a table. "
     "Seeds that diverged count against the share that solved a task.",
     "Dashed lines are what guessing scores, by the name of the guess.",
+    "Costs are compared only under one batch policy. L^ stands for the exponent that a cost grows with: the "
+    f"least-squares slope of its logarithm over that of the length, at the {scaling.N_LENGTHS} longest lengths that "
+    "share a batch size, over all processes' values; the interval is Student's t on the residuals.",
+    "A crossover is the first length from which on one series is ahead of another that was ahead of it, beyond the "
+    "spread of both.",
+    f"A timing more than {outliers.OFF:g}x off the line between its neighbours (a bend from fixed to quadratic cost "
+    f"allowed for), or with a backward over {outliers.BACKWARD:g}x its forward, is flagged as an outlier and kept.",
     "Of rows measured twice (same configuration, kind and length) the newest counts.",
 )
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from arch_bench.report import dials, metrics, style
+from arch_bench.report import dials, facets, metrics, steps, style
+from arch_bench.report.facets import Facet
 from arch_bench.report.metrics import Metric
 from arch_bench.results import Kind, Row
 
@@ -34,6 +35,12 @@ class Group(NamedTuple):
     series: str
     train_seq_len: int
     """0 for costs, which do not depend on the length of training."""
+    batching: str = ""
+    """The policy that sets the batch of a cost."""
+
+    @property
+    def facet(self) -> Facet:
+        return Facet(self.task, self.batching)
 
 
 class Study:
@@ -42,23 +49,31 @@ class Study:
     def __init__(self, rows: Iterable[Row]) -> None:
         self.rows = newest(rows)
         self.labels = dials.label(self.rows)
+        steps.take_apart(self.labels, self.rows)
         self.index: dict[Kind, dict[Group, dict[int, list[Row]]]] = {"quality": {}, "speed": {}, "decode": {}}
         for row in self.rows:
             task, series = self.labels.of(row)
-            group = Group(task, series, row.train_seq_len if row.kind == "quality" else 0)
+            is_cost = row.kind != "quality"
+            group = Group(task, series, 0 if is_cost else row.train_seq_len, facets.batching(row) if is_cost else "")
             self.index[row.kind].setdefault(group, {}).setdefault(row.seq_len, []).append(row)
-        self._points: dict[str, dict[Group, dict[int, Point]]] = {}
+        self._points: dict[Metric, dict[Group, dict[int, Point]]] = {}
         self._baselines: dict[str, dict[str, dict[int, float]]] = {}
 
-    def groups(self, kind: Kind, task: str | None = None) -> list[Group]:
-        """In reading order: by task, series, training length."""
+    def groups(self, kind: Kind, facet: Facet | None = None) -> list[Group]:
+        """In reading order: by task, batch policy, series, training length."""
         tasks = {name: place for place, name in enumerate(self.labels.tasks)}
         series = {name: place for place, name in enumerate(self.labels.series)}
-        found = (group for group in self.index[kind] if task in (None, group.task))
-        return sorted(found, key=lambda group: (tasks[group.task], series[group.series], group.train_seq_len))
+
+        def order(group: Group) -> tuple[object, ...]:
+            return tasks[group.task], facets.place(group.batching), series[group.series], group.train_seq_len
+
+        return sorted((group for group in self.index[kind] if facet in (None, group.facet)), key=order)
+
+    def facets(self, kind: Kind) -> list[Facet]:
+        return list(dict.fromkeys(group.facet for group in self.groups(kind)))
 
     def tasks(self, kind: Kind) -> list[str]:
-        return list(dict.fromkeys(group.task for group in self.groups(kind)))
+        return [facet.task for facet in self.facets(kind)]
 
     def series(self, *kinds: Kind) -> list[str]:
         found = {group.series for kind in kinds for group in self.index[kind]}
@@ -66,8 +81,8 @@ class Study:
 
     def points(self, metric: Metric) -> dict[Group, dict[int, Point]]:
         """Every group that has a value, by length."""
-        if metric.name not in self._points:
-            self._points[metric.name] = found = {}
+        if metric not in self._points:
+            self._points[metric] = found = {}
             for group in self.groups(metric.kind):
                 by_length = {
                     length: point(self.at(metric.kind, group, length), metric)
@@ -75,7 +90,11 @@ class Study:
                 }
                 if kept := {length: each for length, each in by_length.items() if each}:
                     found[group] = kept
-        return self._points[metric.name]
+        return self._points[metric]
+
+    def of(self, facet: Facet, metric: Metric) -> dict[Group, dict[int, Point]]:
+        """What may be compared of `points`: one facet's."""
+        return {group: points for group, points in self.points(metric).items() if group.facet == facet}
 
     def at(self, kind: Kind, group: Group, length: int) -> list[Row]:
         return self.index[kind].get(group, {}).get(length, [])
@@ -96,7 +115,7 @@ class Study:
     def baselines(self, task: str) -> dict[str, dict[int, float]]:
         """Name -> length -> what that guess scores in the headline metric."""
         if task not in self._baselines:
-            groups = self.groups("quality", task)
+            groups = self.groups("quality", Facet(task))
             self._baselines[task] = baselines(
                 row for g in groups for rows in self.index["quality"][g].values() for row in rows
             )
@@ -155,9 +174,20 @@ def point(rows: Sequence[Row], metric: Metric) -> Point | None:
         return None
     values = np.array([np.mean(by_seed[seed]) for seed in sorted(by_seed)])
     if len(values) == 1:
-        low, high = mean(done, f"{metric.name}_p10"), mean(done, f"{metric.name}_p90")
-        return Point(float(values[0]), low, high, 1) if low and high else Point(float(values[0]), None, None, 1)
+        low, high = _spread(done, metric, float(values[0]))
+        return Point(float(values[0]), low, high, 1)
     return Point(float(values.mean()), *bootstrap(values), len(values))
+
+
+def _spread(rows: Sequence[Row], metric: Metric, value: float) -> tuple[float, float] | tuple[None, None]:
+    """p10 and p90 of the steps of one seed; those of a rate follow from the times behind it."""
+    name = metric.inverse_of or metric.name
+    middle, low, high = (mean(rows, each) for each in (name, f"{name}_p10", f"{name}_p90"))
+    if not low or not high:
+        return None, None
+    if metric.inverse_of and middle:
+        return value * middle / high, value * middle / low
+    return low, high
 
 
 def bootstrap(values: np.ndarray) -> tuple[float, float]:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from tabulate import tabulate
 
-from arch_bench.report import metrics, units
+from arch_bench.report import facets, metrics, units
 from arch_bench.report.metrics import Metric
 from arch_bench.report.study import Group, Point, Study, mean, number
-from arch_bench.results import Kind, Row
+from arch_bench.results import Row
 
 
 class Cell(NamedTuple):
@@ -22,6 +22,7 @@ class Cell(NamedTuple):
 
 
 NOTHING = Cell(units.DASH)
+EMPTY = ("", units.DASH)
 
 
 @dataclass(frozen=True)
@@ -63,46 +64,12 @@ def scores(study: Study, metric: Metric) -> Table | None:
     )
 
 
-def training(study: Study) -> Table | None:
-    """One line per task, length and series."""
-    timings = {"forward ms": "forward_ms", "forward + backward ms": "forward_backward_ms"}
-    lines = []
-    for group, length in _by_length(study, "speed"):
-        rows = study.at("speed", group, length)
-        lines.append([
-            Cell(group.task), Cell(f"{length:,}", length), Cell(group.series), span(rows, "batch_size", units.plain),
-            _point(study, metrics.TOKENS_PER_S, group, length), _point(study, metrics.TRAIN_STEP, group, length),
-            *(_mean(rows, name, units.plain) for name in timings.values()),
-            _point(study, metrics.PEAK_MEMORY, group, length), _mean(rows, "warmup_s", units.plain),
-            *_settings(rows),
-        ])  # fmt: skip
-    columns = ["task", "length", "backbone", "batch", "tokens/s", "step ms", *timings, "peak memory", "warm-up s"]
-    note = "One optimiser step on one batch; brackets: p10 to p90 of one seed's steps, or the interval over seeds."
-    return (
-        Table("Training in numbers", note, [*columns, "kernel", "step", "parameters", "seeds"], lines)
-        if lines
-        else None
-    )
-
-
-def decoding(study: Study) -> Table | None:
-    """One line per task, context length and series."""
-    lines = []
-    for group, length in _by_length(study, "decode"):
-        rows = study.at("decode", group, length)
-        lines.append([
-            Cell(group.task), Cell(f"{length:,}", length), Cell(group.series), span(rows, "batch_size", units.plain),
-            _point(study, metrics.PREFILL, group, length), _point(study, metrics.MS_PER_TOKEN, group, length),
-            _mean(rows, "ms_per_token_p95", units.plain), _point(study, metrics.STATE, group, length),
-            _mean(rows, "state_elements", units.count), _mean(rows, "peak_mem_bytes", units.size),
-            Cell(_words(row.kernel for row in rows)),
-            Cell(_words(str(row.metrics.get("step_kernel", "")) for row in rows)),
-            Cell(str(_n_seeds(rows)), _n_seeds(rows)),
-        ])  # fmt: skip
-    columns = ["task", "context", "backbone", "batch", "prefill ms", "ms per token", "p95", "state", "state elements"]
-    note = "A prompt in one pass, then one token at a time; the state is what is carried from token to token."
-    columns += ["peak memory", "prefill kernel", "step kernel", "seeds"]
-    return Table("Decoding in numbers", note, columns, lines) if lines else None
+def build(title: str, note: str, columns: Sequence[str], lines: Sequence[Sequence[Cell]]) -> Table | None:
+    """A table without the columns that are empty in every line; None without a line."""
+    kept = [place for place in range(len(columns)) if any(line[place].text not in EMPTY for line in lines)]
+    if not lines:
+        return None
+    return Table(title, note, [columns[place] for place in kept], [[line[place] for place in kept] for line in lines])
 
 
 def failures(study: Study) -> Table | None:
@@ -111,22 +78,23 @@ def failures(study: Study) -> Table | None:
     for row in study.rows:
         if row.status != "ok":
             task, series = study.labels.of(row)
-            line = (row.kind, task, series, f"{row.seq_len:,}", row.status, row.reason)
+            policy = facets.words(facets.batching(row))
+            line = (row.kind, task, policy, series, f"{row.seq_len:,}", row.status, row.reason)
             found.setdefault(line, (row.seq_len, set()))[1].add(row.seed)
     lines = [
-        [Cell(text, length if place == 3 else None) for place, text in enumerate((*line[:5], _numbers(seeds), line[5]))]
-        for line, (length, seeds) in sorted(found.items(), key=lambda item: (*item[0][:3], item[1][0], item[0][4:]))
+        [*map(Cell, line[:4]), Cell(line[4], length), Cell(line[5]), Cell(_numbers(seeds)), Cell(line[6])]
+        for line, (length, seeds) in sorted(found.items(), key=lambda item: (*item[0][:4], item[1][0], item[0][5:]))
     ]
-    columns = ["kind", "task", "backbone", "length", "status", "seeds", "reason"]
-    return Table("Without a result", "Drawn as crosses in the figures.", columns, lines) if lines else None
+    columns = ["kind", "task", "batching", "backbone", "length", "status", "seeds", "reason"]
+    return build("Without a result", "Drawn as crosses in the figures.", columns, lines)
 
 
 def text(metric: Metric, point: Point) -> str:
-    """`99.8 % [99.1-99.9]`."""
-    if point.low is None or point.high is None or point.low == point.high:
+    """`99.8 % [99.1-99.9]`; the interval only where its ends look different."""
+    if point.low is None or point.high is None:
         return metric.show(point.value)
     low, high = metric.show(point.low).removesuffix(" %"), metric.show(point.high).removesuffix(" %")
-    return f"{metric.show(point.value)} [{low}{units.DASH}{high}]"
+    return metric.show(point.value) + (f" [{low}{units.DASH}{high}]" if low != high else "")
 
 
 def solved(study: Study, group: Group) -> tuple[int, int] | None:
@@ -150,14 +118,14 @@ def span(rows: Sequence[Row], name: str, show: units.Show) -> Cell:
 def _score_line(study: Study, group: Group, metric: Metric, lengths: Sequence[int]) -> list[Cell]:
     every = [row for length in lengths for row in study.at("quality", group, length)]
     cells = [Cell(group.task), Cell(group.series), Cell(f"{group.train_seq_len:,}", group.train_seq_len)]
-    cells += [_point(study, metric, group, length) for length in lengths]
+    cells += [at_point(study, metric, group, length) for length in lengths]
     best = study.best_baseline(group.task, group.train_seq_len)
     cells.append(Cell(f"{best[0]} {metric.show(best[1])}", best[1]) if best else NOTHING)
     if metric is metrics.ACCURACY:
         share = solved(study, group)
         cells.append(Cell(f"{share[0]}/{share[1]}", share[0] / share[1]) if share else NOTHING)
         cells.append(_steps_to_99(every))
-    return [*cells, Cell(str(_n_seeds(every)), _n_seeds(every)), span(every, "n_params", units.count)]
+    return [*cells, Cell(str(n_seeds(every)), n_seeds(every)), span(every, "n_params", units.count)]
 
 
 def _steps_to_99(rows: Sequence[Row]) -> Cell:
@@ -172,22 +140,7 @@ def _steps_to_99(rows: Sequence[Row]) -> Cell:
     return Cell(f"{middle:,.0f}" + (f" ({len(steps)}/{len(reached)})" if len(steps) < len(reached) else ""), middle)
 
 
-def _by_length(study: Study, kind: Kind) -> list[tuple[Group, int]]:
-    """By task, then length, then series: what is compared stands together."""
-    pairs = [(group, length) for group in study.groups(kind) for length in study.index[kind][group]]
-    tasks = study.labels.tasks
-    return sorted(pairs, key=lambda pair: (tasks.index(pair[0].task), pair[1]))
-
-
-def _settings(rows: Sequence[Row]) -> list[Cell]:
-    """The columns that say what ran."""
-    steps = _words(str(row.metrics["step"]) for row in rows if row.metrics.get("step"))
-    seeds = _n_seeds(rows)
-    kernels = _words(row.kernel for row in rows)
-    return [Cell(kernels), Cell(steps), span(rows, "n_params", units.count), Cell(str(seeds), seeds)]
-
-
-def _point(study: Study, metric: Metric, group: Group, length: int) -> Cell:
+def at_point(study: Study, metric: Metric, group: Group, length: int) -> Cell:
     point = study.points(metric).get(group, {}).get(length)
     trouble = study.trouble(metric.kind, group, length)
     if point is None:
@@ -195,12 +148,12 @@ def _point(study: Study, metric: Metric, group: Group, length: int) -> Cell:
     return Cell(text(metric, point) + (f" ({trouble})" if trouble else ""), point.value)
 
 
-def _mean(rows: Sequence[Row], name: str, show: units.Show) -> Cell:
+def average(rows: Sequence[Row], name: str, show: units.Show) -> Cell:
     value = mean((row for row in rows if row.status == "ok"), name)
     return NOTHING if value is None else Cell(show(value), value)
 
 
-def _words(words: Iterable[str]) -> str:
+def words(words: Iterable[str]) -> str:
     return ", ".join(sorted({word for word in words if word})) or units.DASH
 
 
@@ -208,5 +161,5 @@ def _numbers(values: Iterable[int]) -> str:
     return ", ".join(str(value) for value in sorted(values))
 
 
-def _n_seeds(rows: Iterable[Row]) -> int:
+def n_seeds(rows: Iterable[Row]) -> int:
     return len({row.seed for row in rows})

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from arch_bench.report import metrics, tables, units
+from arch_bench.report import facets, metrics, tables, units
 from arch_bench.report.metrics import Metric
 from arch_bench.report.study import Group, Study
 from arch_bench.results import Kind, Row
 
 LONGEST_NAME = 40
+COSTS: tuple[Kind, ...] = ("speed", "decode")
 
 
 def summary(rows: list[Row]) -> str:
@@ -52,25 +53,33 @@ def _score_line(study: Study, group: Group) -> list[str]:
 
 
 def _costs(study: Study) -> str:
+    """Training and decoding share a line; where one of them has several batch policies, if they share the policy."""
+    is_split = any(len({group.batching for group in study.groups(kind)}) > 1 for kind in COSTS)
+    places: dict[Group, dict[Kind, Group]] = {}
+    for kind in COSTS:
+        for group in study.groups(kind):
+            place = group if is_split else group._replace(batching="")
+            places.setdefault(place, {})[kind] = group
     tasks, series = study.labels.tasks, study.labels.series
-    found = {group for kind in ("speed", "decode") for group in study.groups(kind)}
-    groups = sorted(found, key=lambda group: (tasks.index(group.task), series.index(group.series)))
-    header = ["length", "tok/s", "peak memory", "context", "ms/token", "state", "not ok"]
-    return _table("costs", header, groups, [_cost_line(study, group) for group in groups])
+    order = {each: (tasks.index(each.task), series.index(each.series), facets.place(each.batching)) for each in places}
+    groups = sorted(places, key=lambda each: order[each])
+    header = ["batching", "length", "tok/s", "peak memory", "context", "ms/token", "state", "not ok"]
+    return _table("costs", header, groups, [_cost_line(study, each.batching, places[each]) for each in groups])
 
 
-def _cost_line(study: Study, group: Group) -> list[str]:
-    trouble = [text for kind in ("speed", "decode") if (text := _trouble(study, kind, group))]
+def _cost_line(study: Study, policy: str, of_kind: Mapping[Kind, Group]) -> list[str]:
+    trouble = [text for kind, group in of_kind.items() if (text := _trouble(study, kind, group))]
     return [
-        *_at_longest(study, group, (metrics.TOKENS_PER_S, metrics.PEAK_MEMORY)),
-        *_at_longest(study, group, (metrics.MS_PER_TOKEN, metrics.STATE)),
+        facets.words(policy).removesuffix(" per step"),
+        *_at_longest(study, of_kind.get("speed"), (metrics.TOKENS_PER_S, metrics.PEAK_MEMORY)),
+        *_at_longest(study, of_kind.get("decode"), (metrics.MS_PER_TOKEN, metrics.STATE)),
         "; ".join(dict.fromkeys(trouble)),
     ]
 
 
-def _at_longest(study: Study, group: Group, chosen: Sequence[Metric]) -> list[str]:
+def _at_longest(study: Study, group: Group | None, chosen: Sequence[Metric]) -> list[str]:
     """The longest length that has a value, and the values there."""
-    points = [study.points(metric).get(group, {}) for metric in chosen]
+    points = [study.points(metric).get(group, {}) if group else {} for metric in chosen]
     if not any(points):
         return [""] * (1 + len(chosen))
     longest = max(length for of in points for length in of)

@@ -22,9 +22,11 @@ def ticks(low: float, high: float, metric: Metric) -> list[float]:
 
 
 def thinned(lengths: Sequence[int]) -> list[int]:
-    """At most `MOST` of the measured lengths, the longest among them."""
-    stride = math.ceil(len(lengths) / MOST)
-    return list(lengths)[::-1][::stride][::-1]
+    """At most `MOST` of the measured lengths, the longest among them; of many lengths only powers of two."""
+    powers = [length for length in lengths if length & (length - 1) == 0]
+    chosen = powers if len(lengths) > MOST and len(powers) > 1 else list(lengths)
+    stride = math.ceil(len(chosen) / MOST)
+    return chosen[::-1][::stride][::-1]
 
 
 def spread(positions: Sequence[float], gap: float, ceiling: float = 1.0) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Show = Callable[[float], str]
 DASH = "\N{EN DASH}"
@@ -41,9 +41,36 @@ def plain(value: float) -> str:
 
 def length(n_tokens: int) -> str:
     """4096 -> 4k, for ticks and narrow columns; lengths that are no multiple of 1,024 in full."""
-    if n_tokens >= 1024**2 and n_tokens % 1024**2 == 0:
-        return f"{n_tokens // 1024**2}M"
+    if n_tokens >= 1024**2 and n_tokens % (1024**2 // 8) == 0:
+        return f"{n_tokens / 1024**2:g}M"
     return f"{n_tokens // 1024}k" if n_tokens >= 1024 and n_tokens % 1024 == 0 else f"{n_tokens:,}"
+
+
+def tokens(n_tokens: int) -> str:
+    """A length within a sentence: `4,096 tokens`."""
+    return f"{n_tokens:,} tokens"
+
+
+def milli(value: float) -> str:
+    """0.00213 -> 2.13, under a heading that says `m`."""
+    return _significant(1000 * value)
+
+
+def exponent(value: float) -> str:
+    """Two decimals, and no minus before a zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
+def power(value: float, low: float, high: float) -> str:
+    """`1.98 [1.95-2.01]`; the interval only if two decimals show one."""
+    middle, *ends = map(exponent, (value, low, high))
+    between = " to " if low < 0 else DASH  # a dash before a minus is hard to read
+    return middle if ends[0] == ends[1] else f"{middle} [{between.join(ends)}]"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def seeds(*counts: int) -> str:

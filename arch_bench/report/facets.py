@@ -1,0 +1,41 @@
+"""What gives rows a panel of their own: the task, and the policy that sets the batch of a timing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from arch_bench.results import Row
+
+LARGEST = "largest"
+"""The policy under which two series at one length differ in their batch."""
+WORDS = {"constant_tokens": "constant tokens per step", "single": "batch 1", LARGEST: "largest batch"}
+"""A policy as rows name it -> as a reader does; in reading order."""
+
+
+class Facet(NamedTuple):
+    """What one panel shows, and the widest set of rows that may be compared."""
+
+    task: str
+    batching: str = ""
+    """Empty for scores, and for rows from before the policy had a name."""
+
+    @property
+    def title(self) -> str:
+        """`mqar, batch 1`."""
+        return ", ".join(part for part in (self.task, words(self.batching)) if part)
+
+
+def batching(row: Row) -> str:
+    """The policy that was asked for, which a failed row knows too; else the one that is on record."""
+    asked = row.config.get(row.kind, {}).get("batching")
+    return str(asked or row.metrics.get("batching") or "")
+
+
+def words(policy: str) -> str:
+    return WORDS.get(policy, policy.replace("_", " "))
+
+
+def place(policy: str) -> tuple[int, str]:
+    """Sorts policies: none, then in the order of `WORDS`, then the rest."""
+    known = ["", *WORDS]
+    return (known.index(policy) if policy in known else len(known)), policy
