@@ -52,6 +52,13 @@ def test_shape(name: str, length: int) -> None:
     assert logits(backbone(name), tokens(length)).shape == (BATCH, length, VOCAB)
 
 
+@pytest.mark.parametrize("length", [32, 64])
+def test_without_positions_at_multiples_of_a_block(name: str, length: int) -> None:
+    model = backbone(name, "backbone.positions=none")
+    model.head(model(tokens(length))).sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 def test_no_gradient_from_the_future(name: str) -> None:
     check_causality(backbone(name, "backbone.d_conv=4"))
 

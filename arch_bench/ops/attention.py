@@ -152,7 +152,7 @@ def local_blocks(q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | 
     W = min(window, T)
     N = -(-T // W)
     tail = N * W - T
-    q = F.pad(q, (0, 0, 0, tail)).view(B, H * N, W, D)
+    q = F.pad(q, (0, 0, 0, tail)).reshape(B, H * N, W, D)
     k, v = (_with_previous_block(F.pad(x, (0, 0, W, tail)), N, W) for x in (k, v))
     offsets = torch.arange(W, device=q.device)[:, None] + W - torch.arange(2 * W, device=q.device)[None, :]
     distance = offsets.repeat(N, 1, 1)  # (N, W, 2W)
