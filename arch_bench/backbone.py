@@ -160,6 +160,11 @@ class Backbone(nn.Module):
         return cast("list[Block]", list(self.blocks))
 
     @property
+    def mixer(self) -> Mixer:
+        """That of the first block."""
+        return self._stack[0].mixer
+
+    @property
     def kernel(self) -> str:
         """The implementations that run, as the mixers report them."""
         return "+".join(dict.fromkeys(block.mixer.kernel for block in self._stack))

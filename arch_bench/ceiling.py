@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Callable
 
 import torch
 
-from arch_bench.measure import Stopwatch, device_name, warm_up
+from arch_bench.measure import Stopwatch, device_name, time_calls
 from arch_bench.precision import autocast
 
 MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
@@ -51,11 +50,5 @@ def copy_gb_per_s(watch: Stopwatch, device: torch.device) -> float:
     return 2 * n / _median_ms(lambda: target.copy_(source), watch) / 1e6
 
 
-def _median_ms(run: Callable[[], object], watch: Stopwatch, n: int = 10) -> float:
-    warm_up(run, watch, max_seconds=0.5)
-    marks = [watch.mark()]
-    for _ in range(n):
-        run()
-        marks.append(watch.mark())
-    watch.synchronise()
-    return statistics.median(watch.between_ms(*pair) for pair in itertools.pairwise(marks))
+def _median_ms(run: Callable[[], object], watch: Stopwatch) -> float:
+    return statistics.median(time_calls(run, watch, n=10, max_warm_up_s=0.1))

@@ -93,7 +93,7 @@ class Cell(_Record):
     kernel: str
     loss_kernel: Literal["auto", "full", "fla", "torch"]
     step: Literal["auto", "eager", "compiled", "graph"]
-    phases: Annotated[list[Literal["quality", "speed", "decode"]], Field(min_length=1)]
+    phases: Annotated[list[Literal["quality", "speed", "decode", "kernels"]], Field(min_length=1)]
     eval_scales: Lengths
     results_dir: Annotated[str, Field(min_length=1)]
     isolate: bool
@@ -124,6 +124,19 @@ def compose(overrides: list[str]) -> DictConfig:
         cfg = hydra.compose("config", overrides=overrides, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def with_kernel(cell: Cell, kernel: str) -> Cell:
+    """The same cell, every mixer of its backbone by the kernel of that name."""
+
+    def change(node: Any) -> Any:
+        if isinstance(node, list):
+            return [change(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        return {key: kernel if key == "kernel" else change(value) for key, value in node.items()}
+
+    return cell.model_copy(update={"kernel": kernel, "backbone": change(cell.backbone)})
 
 
 def build(cell: Cell, group: Literal["backbone", "task"], **kwargs: Any) -> Any:

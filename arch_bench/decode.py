@@ -16,7 +16,8 @@ from arch_bench.ceiling import copy_gb_per_s
 from arch_bench.config import Cell, build
 from arch_bench.decoder import Decoder, EagerDecoder, GraphDecoder
 from arch_bench.energy import joules_per_call
-from arch_bench.measure import PeakMemory, Stopwatch, Timing, percentile, pick_device, warm_up
+from arch_bench.graph import capture
+from arch_bench.measure import PeakMemory, Stopwatch, Timing, percentile, pick_device, time_calls, warm_up
 from arch_bench.mixers.base import State, count_bytes, tensors
 from arch_bench.precision import autocast, pick_precision
 from arch_bench.results import Metrics, Outcome
@@ -31,10 +32,11 @@ MAX_BATCH = 1024
 def measure(cell: Cell, context_len: int) -> Outcome:
     """Time a prompt of `context_len` random tokens, then `decode.n_tokens` single tokens.
 
-    Tokens are decoded eagerly and, on CUDA, by a graph of the same step: `ms_per_token` is one step of all sequences
-    the faster way, which `step` names. `step_kernel` says what runs it, which is not the kernel of the parallel form.
-    With `decode.batching=largest` as many sequences decode together as fit, a power of two up to MAX_BATCH, from an
-    empty state of that context's size; no prompt is timed then. `peak_mem_bytes` is the peak of all of it.
+    Both run eagerly and, on CUDA, as a graph of the same work: `ms_per_token` is one step of all sequences as `step`
+    says, `prefill_ms` a prompt as `prefill_step` says, and `..._eager` is beside them. `step_kernel` says what runs a
+    step, which is not the kernel of the parallel form. With `decode.batching=largest` as many sequences decode together
+    as fit, a power of two up to MAX_BATCH, from an empty state of that context's size; no prompt is timed then.
+    `peak_mem_bytes` is the peak of all of it.
     """
     device = pick_device(cell.device)
     memory = PeakMemory(device, is_fresh=cell.isolate)
@@ -70,9 +72,18 @@ def _start(cell: Cell, backbone: Backbone, context_len: int, watch: Stopwatch) -
     total = context_len + cell.decode.n_tokens
     if cell.decode.batching == "largest":
         return _largest(backbone, context_len, total), {}
-    prompt = torch.randint(backbone.head.out_features, (1, context_len), device=backbone.embedding.weight.device)
-    prefill_ms, state = _prefills(backbone, prompt, total, watch)
-    return Start(1, state), dict(Timing(prefill_ms).summary("prefill"))
+    device = backbone.embedding.weight.device
+    prompt = torch.randint(backbone.head.out_features, (1, context_len), device=device)
+    times, state = _prefills(backbone, prompt, total, watch)
+    found: Metrics = {"prefill_ms_eager": statistics.median(times), "prefill_step": "eager"}
+    if device.type == "cuda":
+        try:
+            again = capture(lambda: backbone.prefill(prompt, state))  # it fills the same state
+            times = time_calls(again, watch, N_PREFILLS, max_warm_up_s=1)
+            found["prefill_step"] = "graph"
+        except RuntimeError as error:
+            found["prefill_step_why"] = f"graph: {str(error).strip().splitlines()[0]}"
+    return Start(1, state), found | Timing(times).summary("prefill")
 
 
 def _largest(backbone: Backbone, context_len: int, total: int) -> Start:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from arch_bench.backbone import Backbone
-from arch_bench.config import Cell, build
+from arch_bench.config import Cell, build, with_kernel
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import autocast
 
@@ -44,15 +42,8 @@ def check(cell: Cell, backbone: Backbone, precision: str, **sizes: int) -> float
 
 
 def _reference(cell: Cell, backbone: Backbone, sizes: dict[str, int]) -> Backbone:
-    plain = cell.model_copy(update={"backbone": _with_reference_kernels(cell.backbone)})
     device = backbone.embedding.weight.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
-        model: Backbone = build(plain, "backbone", **sizes)
+        model: Backbone = build(with_kernel(cell, "reference"), "backbone", **sizes)
     model.load_state_dict(backbone.state_dict())
     return model.eval()
-
-
-def _with_reference_kernels(node: Any) -> Any:
-    if not isinstance(node, dict):
-        return [_with_reference_kernels(item) for item in node] if isinstance(node, list) else node
-    return {key: "reference" if key == "kernel" else _with_reference_kernels(value) for key, value in node.items()}

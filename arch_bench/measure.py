@@ -1,15 +1,18 @@
 """How time and memory are measured.
 
-Time: warm up until the last five steps agree within 5 % (5 to 60 steps), then at least 3 and by default 20 steps. On
-CUDA a step is bracketed by events and the stream is synchronised once, at the end; elsewhere by a wall clock. Figures
-are medians with the 10th and 90th percentile. Memory of a training step: a separate pass; on CUDA the allocator's
-peak, on the CPU the growth of the process's peak resident memory over what it was before the model (fresh process
-only).
+Time: a first step, which compiles and captures, counts apart. Then warm up until the last five steps agree within 5 %
+(5 to 60 steps), then at least 3 and by default 20 steps, over rotated random inputs made before. On CUDA a step is
+bracketed by events and the stream is synchronised once, at the end (after each step, where one takes over 0.1 s);
+elsewhere by a wall clock. Figures are medians with the 10th and 90th percentile; `tokens_per_s` is by the wall clock
+of the same window, host time included. Memory of a training step: a separate pass, without a graph; on CUDA the
+allocator's peak, on the CPU the growth of the process's peak resident memory over what it was before the model (fresh
+process only).
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import platform
 import resource
@@ -119,11 +122,12 @@ class Stopwatch:
         self._clock = clock
 
     def mark(self) -> Mark:
-        """A point in time: an event on CUDA, else the clock's reading (the CPU has finished when a call returns).
+        """A point in time: an event on CUDA, else the clock's reading when the device has done all it was given.
 
         While a graph is being captured, the event becomes part of it, and every replay sets it anew.
         """
         if self._device.type != "cuda":
+            self.synchronise()
             return self._clock()
         event = torch.cuda.Event(enable_timing=True, external=torch.cuda.is_current_stream_capturing())
         event.record()
@@ -133,6 +137,8 @@ class Stopwatch:
         """Wait until the device has done all it was given."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+        elif self._device.type == "mps":
+            torch.mps.synchronize()
 
     @staticmethod
     def between_ms(start: Mark, end: Mark) -> float:
@@ -163,6 +169,17 @@ def warm_up(
     return times
 
 
+def time_calls(run: Callable[[], object], watch: Stopwatch, n: int, max_warm_up_s: float) -> list[float]:
+    """Milliseconds of each of `n` calls after a warm-up; the device is waited for after the last."""
+    warm_up(run, watch, max_warm_up_s)
+    marks = [watch.mark()]
+    for _ in range(n):
+        run()
+        marks.append(watch.mark())
+    watch.synchronise()
+    return [watch.between_ms(*pair) for pair in itertools.pairwise(marks)]
+
+
 class PeakMemory:
     """Peak bytes since construction or `restart`: allocated on CUDA, resident growth of a fresh process on the CPU."""
 
@@ -183,11 +200,12 @@ class PeakMemory:
         return torch.cuda.memory_allocated(self._device)
 
     def read(self) -> int | None:
-        """Bytes; None on the CPU in a process that is not fresh, whose peak may be another model's."""
+        """Bytes; None where nothing tells: on MPS, and on the CPU in a process that is not fresh."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             return torch.cuda.max_memory_allocated(self._device)
-        return _peak_resident_bytes() - self._baseline if self._is_fresh else None
+        is_told = self._is_fresh and self._device.type == "cpu"
+        return _peak_resident_bytes() - self._baseline if is_told else None
 
     def read_reserved(self) -> int:
         """Bytes that CUDA's allocator has taken from the device at the most."""

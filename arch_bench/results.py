@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["quality", "speed", "decode"]
+Kind = Literal["quality", "speed", "decode", "kernels"]
 Status = Literal["ok", "oom", "unsupported", "diverged", "timeout", "crashed"]
 Metrics = dict[str, float | int | str | None]
 
@@ -116,10 +117,15 @@ def cell_key(config: dict[str, Any]) -> str:
     return _digest({k: v for k, v in config.items() if k not in _BOOKKEEPING | _PHASE_SETTINGS})
 
 
-def file_name(config: dict[str, Any], kind: Kind, seq_len: int) -> str:
-    """The file of one row. The phase's settings are part of the name: other settings are another measurement."""
-    settings = {k: v for k, v in config.get(kind, {}).items() if k not in _WHICH_LENGTHS}
-    return f"{cell_key(config)}-{kind}-{seq_len}-{_digest(settings)[:4]}.json"
+def file_name(config: dict[str, Any], kind: Kind, seq_len: int, contender: str = "") -> str:
+    """The file of one row. The phase's settings are part of the name: other settings are another measurement.
+
+    contender: whose row it is, for a kind that has several at one length.
+    """
+    phase = "speed" if kind == "kernels" else kind  # which goes by the same lengths and batches
+    settings = {k: v for k, v in config.get(phase, {}).items() if k not in _WHICH_LENGTHS}
+    name = f"-{re.sub('[^A-Za-z0-9_]+', '_', contender)}" if contender else ""
+    return f"{cell_key(config)}-{kind}-{seq_len}-{_digest(settings)[:4]}{name}.json"
 
 
 def _digest(value: dict[str, Any]) -> str:

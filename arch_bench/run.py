@@ -10,7 +10,7 @@ from arch_bench import isolate, provenance, results, search, tracking
 from arch_bench.config import Cell
 from arch_bench.results import Kind, Outcome, Row, Status
 
-ORDER: tuple[Kind, ...] = ("speed", "decode", "quality")
+ORDER: tuple[Kind, ...] = ("kernels", "speed", "decode", "quality")
 """Measuring comes first: the quality process then logs every row to the one W&B run it opens."""
 
 
@@ -23,6 +23,8 @@ class Shape(NamedTuple):
 
     kind: Kind
     lengths: list[int]
+    contender: str = ""
+    """Of the phase `kernels`: the implementation."""
 
 
 def run_cell(cell: Cell, say: Callable[[Row], None]) -> list[Row]:
@@ -68,10 +70,21 @@ def shapes(cell: Cell, rows: list[Row]) -> Iterator[Shape]:
             continue
         if kind == "quality":
             yield Shape(kind, [cell.seq_len * scale for scale in cell.eval_scales])
+        elif kind == "kernels":
+            names = _contenders(cell)
+            yield from (Shape(kind, [length], name) for length in cell.speed.lengths for name in names)
         else:
             yield from (Shape(kind, [length]) for length in getattr(cell, kind).lengths)
         if kind == "speed" and cell.speed.search_max_len:
             yield from (Shape(kind, [length]) for length in search.lengths(_Statuses(rows)))
+
+
+def _contenders(cell: Cell) -> list[str]:
+    from arch_bench import kernels
+
+    if not cell.isolate:
+        return kernels.contenders(cell)
+    return isolate.call(kernels.contenders, cell, time_limit_s=cell.time_limit_s)
 
 
 class _Statuses(Mapping[int, Status]):
@@ -93,9 +106,9 @@ class _Statuses(Mapping[int, Status]):
         return len(self._found())
 
 
-def row_path(cell: Cell, kind: Kind, seq_len: int) -> Path:
-    """Where the row of one kind at one length is."""
-    return Path(cell.results_dir) / "rows" / results.file_name(cell.model_dump(), kind, seq_len)
+def row_path(cell: Cell, kind: Kind, seq_len: int, contender: str = "") -> Path:
+    """Where the row of one kind at one length, and of one contender, is."""
+    return Path(cell.results_dir) / "rows" / results.file_name(cell.model_dump(), kind, seq_len, contender)
 
 
 def _known(cell: Cell, shape: Shape) -> list[Row]:
@@ -103,7 +116,7 @@ def _known(cell: Cell, shape: Shape) -> list[Row]:
     rows: list[Row] = []
     for seq_len in shape.lengths:
         try:
-            rows.append(results.read(row_path(cell, shape.kind, seq_len)))
+            rows.append(results.read(row_path(cell, shape.kind, seq_len, shape.contender)))
         except (FileNotFoundError, ValueError):
             return []
     return [] if any(row.status in _RETRIED for row in rows) else rows
@@ -130,7 +143,7 @@ def _give_up(cell: Cell, shape: Shape, before: list[Row], status: Status, reason
     rows = _known(cell, shape)
     if rows != before:
         return rows  # it saved them before it ended
-    failed = [Outcome(seq_len=n, status=status, reason=reason) for n in shape.lengths]
+    failed = [Outcome(seq_len=n, kernel=shape.contender, status=status, reason=reason) for n in shape.lengths]
     return _save(cell, shape.kind, failed, cell.device)
 
 
@@ -144,7 +157,7 @@ def run_shape(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
     set_tf32(cell.precision)
     device = device_name(pick_device(cell.device))
     if shape.kind != "quality":
-        outcomes = guarded(lambda: [_measurer(shape.kind)(cell, shape.lengths[0])], shape.lengths)
+        outcomes = guarded(lambda: [_measure_cost(cell, shape)], shape.lengths, shape.contender)
         return _save(cell, shape.kind, outcomes, device)
     from arch_bench import quality
 
@@ -155,16 +168,22 @@ def run_shape(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
     return rows
 
 
-def _measurer(kind: Kind) -> Callable[[Cell, int], Outcome]:
-    from arch_bench import decode, speed
+def _measure_cost(cell: Cell, shape: Shape) -> Outcome:
+    from arch_bench import decode, kernels, speed
 
-    return {"speed": speed.measure, "decode": decode.measure}[kind]
+    (length,) = shape.lengths
+    match shape.kind:
+        case "speed":
+            return speed.measure(cell, length)
+        case "decode":
+            return decode.measure(cell, length)
+    return kernels.measure(cell, length, shape.contender)
 
 
 def _save(cell: Cell, kind: Kind, outcomes: list[Outcome], device: str) -> list[Row]:
     rows = [to_row(cell, kind, outcome, device) for outcome in outcomes]
     for row in rows:
-        results.save(row, row_path(cell, kind, row.seq_len))
+        results.save(row, row_path(cell, kind, row.seq_len, row.kernel if kind == "kernels" else ""))
     return rows
 
 

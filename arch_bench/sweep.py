@@ -72,7 +72,8 @@ class Announce(Callback):
 def line(row: Row) -> str:
     """One finished row, for the terminal."""
     found = _FIGURES[row.kind](row.metrics) if row.status == "ok" else f"{row.status}: {row.reason}"
-    return f"    {row.kind:<8}{row.seq_len:>9,} tokens   {found}"
+    who = f"{row.kernel:<16}" if row.kind == "kernels" else ""
+    return f"    {row.kind:<8}{row.seq_len:>9,} tokens   {who}{found}"
 
 
 def _quality(m: dict[str, Any]) -> str:
@@ -93,4 +94,9 @@ def _decode(m: dict[str, Any]) -> str:
     return f"{prompt}{pace}, state {m['state_bytes'] / 2**10:,.1f} KiB each"
 
 
-_FIGURES = {"quality": _quality, "speed": _speed, "decode": _decode}
+def _kernels(m: dict[str, Any]) -> str:
+    mark = "  (auto)" if m["is_auto"] else "  (bare)" if m["is_bare"] else ""
+    return f"{m['forward_ms']:.2f} ms forward, {m['forward_backward_ms']:.2f} ms with backward{mark}"
+
+
+_FIGURES = {"quality": _quality, "speed": _speed, "decode": _decode, "kernels": _kernels}

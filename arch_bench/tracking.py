@@ -58,7 +58,10 @@ class WandbTracker(Tracker):
         return ForgivingLogger(experiment=self._run)
 
     def log_rows(self, rows: Sequence[Row]) -> None:
-        """As points of `bench/<kind>/<metric>` against `seq_len`, as one table, and as the run's summary."""
+        """As points of `bench/<kind>/<metric>` against `seq_len`, as one table, and as the run's summary.
+
+        Kernels side by side have their names in between: `bench/kernels/<kernel>/<metric>`.
+        """
         import wandb
 
         with _forgiving("rows"):
@@ -75,7 +78,8 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _points(rows: Iterator[Row]) -> dict[str, Any]:
-    return {f"bench/{row.kind}/{name}": value for row in rows for name, value in row.metrics.items()}
+    places = ((row, f"kernels/{row.kernel}" if row.kind == "kernels" else row.kind) for row in rows)
+    return {f"bench/{place}/{name}": value for row, place in places for name, value in row.metrics.items()}
 
 
 def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:

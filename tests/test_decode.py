@@ -71,5 +71,6 @@ def test_rows_of_both_batchings(tmp_path: Path) -> None:
     assert single["prefill_ms"] > 0  # type: ignore[operator]
     assert "prefill_ms" not in largest
     assert single["ms_per_token"] == single["ms_per_token_eager"]
+    assert (single["prefill_ms"], single["prefill_step"]) == (single["prefill_ms_eager"], "eager")
     bytes_moved = single["gb_per_s"] * single["ms_per_token"] * 1e6  # type: ignore[operator]
     assert bytes_moved == pytest.approx(4 * single["n_params"] + single["state_bytes"])  # type: ignore[operator]

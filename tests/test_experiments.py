@@ -73,4 +73,5 @@ def test_one_cell_per_backbone_and_task_runs(experiment: str, tmp_path: Path, mo
     for cell in cells.values():
         rows = run.run_cell(shrunk(cell, tmp_path), say=lambda row: None)
         assert {row.kind for row in rows} == set(cell.phases)
-        assert {row.status for row in rows} == {"ok"}, [row.reason for row in rows]
+        missing = {"unsupported"} if cell.phases == ["kernels"] else set()  # what this machine lacks has a row, too
+        assert {row.status for row in rows} - missing == {"ok"}, [row.reason for row in rows]

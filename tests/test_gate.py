@@ -45,12 +45,3 @@ def test_not_a_number_is_refused() -> None:
         backbone.norm.weight.fill_(float("nan"))
     with pytest.raises(Unsupported, match="off its reference"):
         gate.check(cell, backbone, "fp32", **SIZES)
-
-
-def test_the_reference_runs_in_every_mixer() -> None:
-    node = {"kernel": "auto", "mixer": {"kernel": "flex", "n": 1}, "pattern": [{"kernel": "x"}, "y"]}
-    assert gate._with_reference_kernels(node) == {
-        "kernel": "reference",
-        "mixer": {"kernel": "reference", "n": 1},
-        "pattern": [{"kernel": "reference"}, "y"],
-    }

@@ -109,6 +109,22 @@ def test_a_graph_decodes_what_eager_steps_do(name: str, kernel: str) -> None:
     assert graph.state[0].item() == 150
 
 
+def test_a_window_by_flash_attention_is_the_same_work() -> None:
+    mixer = backbone("local_attention", "flex").mixer
+    mixer.is_rotary = False
+    x = torch.randn(2, 300, 64, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        torch.testing.assert_close(mixer.bare()["varlen_attn"](x), mixer(x), atol=2e-2, rtol=2e-2)
+
+
+def test_the_layer_of_mamba_ssm_is_the_same_work() -> None:
+    mixer = backbone("mamba", "mamba_ssm").mixer
+    layer: Any = mixer.bare()["mamba_ssm.Mamba"]
+    layer.load_state_dict(mixer.state_dict())
+    x = torch.randn(2, 100, 64, device="cuda")
+    torch.testing.assert_close(layer(x), mixer(x), atol=2e-3, rtol=2e-3)
+
+
 def test_cudnn_gets_a_long_sequence_in_parts() -> None:
     model = backbone("lstm", "cudnn")
     hidden = model(torch.randint(VOCAB, (1, 2**16), device="cuda"))  # more than it takes at once
@@ -138,7 +154,8 @@ def test_a_cell_runs_in_bf16(name: str, tmp_path: Path) -> None:
     rows = run.run_cell(cell, say=lambda row: None)
     assert [row.status for row in rows] == ["ok"] * 3, [row.reason for row in rows]
     assert {row.precision for row in rows} == {"bf16"}
-    speed, _, quality = rows
+    speed, decode, quality = rows
+    assert (decode.metrics["step"], decode.metrics["prefill_step"]) == ("graph", "graph"), decode.metrics
     assert speed.metrics["peak_mem_bytes"] > 16384 * 128 * 4, "activations are counted, though a graph holds them"  # type: ignore[operator]
     assert speed.kernel in {FUSED[name], "sdpa_cudnn", "sdpa_flash"}
     assert (speed.metrics["step"], speed.metrics["step_why"]) == ("graph", None)

@@ -50,14 +50,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tasks.base",
     },
     "decoder": {"backbone", "graph", "mixers.base"},
+    "kernels": {"backbone", "config", "gate", "graph", "measure", "ops", "precision", "results"},
     "decode": {
-        *("backbone", "ceiling", "config", "decoder", "energy", "measure", "mixers.base", "precision", "results"),
+        *("backbone", "ceiling", "config", "decoder", "energy", "graph", "measure", "mixers.base", "precision"),
+        "results",
     },
     "isolate": set(),
     "tracking": {"config", "results"},
     "run": {
         *("config", "guard", "isolate", "measure", "precision", "provenance", "results", "search", "tracking"),
-        *("train_step", "quality", "speed", "decode"),
+        *("train_step", "quality", "speed", "decode", "kernels"),
     },
     "report": {"results", "report"},
     "sweep": {"config", "report", "results"},

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from arch_bench import results, run
+from arch_bench import isolate, results, run
 from arch_bench.config import Cell, ConfigError, cell_of, compose
 from arch_bench.guard import Diverged, guarded
 from arch_bench.ops.kernel import Unsupported
@@ -216,7 +217,7 @@ def test_mistakes_name_the_key(tmp_path: Path, overrides: list[str], words: str)
         ("d_model=abc", "d_model=abc: input should be a valid integer"),
         ("d_model=0", "d_model=0: input should be greater than or equal to 1"),
         ("step=warp", "step=warp: input should be 'auto', 'eager', 'compiled' or 'graph'"),
-        ("phases=[speed,loud]", "phases.1=loud: input should be 'quality', 'speed' or 'decode'"),
+        ("phases=[speed,loud]", "phases.1=loud: input should be 'quality', 'speed', 'decode' or 'kernels'"),
         ("optim.lr=-1", "optim.lr=-1: input should be greater than 0"),
         ("trainer.max_steps=1.5", "trainer.max_steps=1.5: input should be a valid integer"),
         ("eval_scales=[]", "eval_scales=[]: list should have at least 1 item"),
@@ -256,6 +257,31 @@ def test_a_process_that_ends_badly_is_a_row(
     assert [(row.status, row.seq_len) for row in rows] == [(status, 16), (status, 32)]
     assert reason in rows[0].reason
     assert len(results.load([tmp_path])) == 2
+
+
+def _end_by_length(cell: Cell, shape: run.Shape, earlier: list[Row]) -> list[Row]:
+    """Each length meets another end; the last is measured."""
+    length = shape.lengths[0]
+    if length == 16:
+        return _die()
+    if length == 24:
+        return _hang()
+    if length == 32:
+        outcomes = guarded(lambda: torch.empty(2**60), shape.lengths)  # type: ignore[arg-type, return-value]
+        return run._save(cell, shape.kind, outcomes, "cpu")
+    return run.run_shape(cell, shape, earlier)
+
+
+def test_whatever_ends_a_child_the_next_shape_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolate, "call", partial(_call_instead, isolate.call))
+    overrides = ["isolate=true", "phases=[speed]", "speed.lengths=[16,24,32,40]", "time_limit_s=5"]
+    rows = measured(tiny(tmp_path, *overrides))
+    assert [row.status for row in rows] == ["crashed", "timeout", "oom", "ok"], [row.reason for row in rows]
+    assert [row.seq_len for row in results.load([tmp_path])] == [16, 24, 32, 40]
+
+
+def _call_instead(real: Any, _function: Any, *args: Any, **options: Any) -> Any:
+    return real(_end_by_length, *args, **options)
 
 
 @pytest.mark.parametrize(

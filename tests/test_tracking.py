@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,6 +60,14 @@ def records(log: Path) -> list[dict[str, Any]]:
 
 def history(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record["history"]["item"] for record in found if record["type"] == "history"]
+
+
+def test_kernels_side_by_side_do_not_meet_in_one_metric() -> None:
+    rows = [SimpleNamespace(kind="kernels", kernel=name, metrics={"forward_ms": 1.0}) for name in ("flex", "blocks")]
+    assert set(tracking._points(iter(rows))) == {  # type: ignore[arg-type]
+        "bench/kernels/flex/forward_ms",
+        "bench/kernels/blocks/forward_ms",
+    }
 
 
 def test_an_offline_run_holds_curves_config_rows_and_its_x_axis(tmp_path: Path) -> None:

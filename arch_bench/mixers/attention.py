@@ -5,13 +5,15 @@ Legend: B batch, H heads, T positions, K head width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arch_bench.mixers.base import Mixer, State, count_flops
 from arch_bench.ops import attention
-from arch_bench.ops.kernel import choose_kernel
 from arch_bench.positions import Positions, alibi_slopes, first_waves, rotate, waves
 
 
@@ -38,12 +40,12 @@ class Attention(Mixer):
         self.out = nn.Linear(d_model, d_model, bias=False)
         self.register_buffer("slopes", alibi_slopes(n_heads) if positions == "alibi" else None, persistent=False)
         self.slopes: Tensor | None
-        self.kernel = self._choose(kernel)
+        self.choose(kernel, self._kernels())
 
-    def _choose(self, kernel: str) -> str:
+    def _kernels(self) -> dict[str, str | None]:
         device, d_head = self.out.weight.device, self.out.in_features // self.n_heads
         heads = attention.Heads(device, self.cache_dtype(), self.n_heads, d_head, self.slopes is not None)
-        return choose_kernel(kernel, attention.sdpa_obstacles(heads))
+        return attention.sdpa_obstacles(heads)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention.KERNELS[self.kernel](q, k, v, self.slopes)
@@ -122,12 +124,25 @@ class LocalAttention(Attention):
         self.window = window
         super().__init__(d_model=d_model, n_heads=n_heads, positions=positions, kernel=kernel)
 
-    def _choose(self, kernel: str) -> str:
+    def _kernels(self) -> dict[str, str | None]:
         flex = attention.flex_obstacle(self.out.weight.device, self.out.in_features // self.n_heads)
-        return choose_kernel(kernel, {"flex": flex, "blocks": None, "reference": None})
+        return {"flex": flex, "blocks": None, "reference": None}
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention.LOCAL_KERNELS[self.kernel](q, k, v, self.window, self.slopes)
 
     def _cache_len(self, max_len: int) -> int:
         return min(self.window, max_len)
+
+    def bare(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """FlashAttention with a window, as PyTorch offers it, on unrotated heads (CUDA, bf16)."""
+        return {"varlen_attn": self._flash} if self.out.weight.is_cuda else {}
+
+    def _flash(self, x: Tensor) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        B, T, _ = x.shape
+        q, k, v = self.qkv(x).view(B * T, 3, self.n_heads, -1).unbind(1)
+        ends = torch.arange(0, B * T + 1, T, device=x.device, dtype=torch.int32)
+        y: Any = varlen_attn(q, k, v, ends, ends, T, T, window_size=(self.window - 1, 0))
+        return self.out(y.reshape(B, T, -1))

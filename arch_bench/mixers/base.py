@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from arch_bench.ops.kernel import choose_kernel
 
 State = tuple[Any, ...]
 """What `step` carries from token to token: a tuple of tensors, or of such tuples."""
@@ -22,10 +24,21 @@ class Mixer(nn.Module, ABC):
 
     kernel: str
     """The implementation that runs, decided at construction; a row records it."""
+    kernels: Mapping[str, str | None]
+    """Every implementation of the parallel form, the fastest first, and why it cannot run here, or None."""
     step_kernel: str
     """The implementation behind `step`, which need not be that of the parallel form."""
     takes_relative_positions: ClassVar[bool] = False
     """Whether the mixer itself can apply rotary or ALiBi positions, as attention can."""
+
+    def choose(self, kernel: str, kernels: Mapping[str, str | None]) -> None:
+        """Decide `kernel` among `kernels`. Raises as `choose_kernel`."""
+        self.kernels = kernels
+        self.kernel = choose_kernel(kernel, kernels)
+
+    def bare(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """The same work by plain calls of a library, to be compared with: name -> function of x."""
+        return {}
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

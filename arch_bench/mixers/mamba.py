@@ -5,7 +5,10 @@ Legend: B batch, L seq_len, E d_inner = expand * d_model, N d_state, K d_conv, R
 
 from __future__ import annotations
 
+import importlib
 import math
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -14,7 +17,6 @@ from torch import Tensor, nn
 
 from arch_bench.mixers.base import Mixer, State, count_flops
 from arch_bench.ops.causal_conv import causal_conv, causal_conv_step, causal_window
-from arch_bench.ops.kernel import choose_kernel
 from arch_bench.ops.selective_scan import ScanInputs, obstacles, selective_scan, selective_scan_step
 
 DT_RANGE = (1e-3, 1e-1)  # step sizes at initialisation (section 3.6)
@@ -50,7 +52,7 @@ class Mamba(Mixer):
         kernel: str,
     ) -> None:
         super().__init__()
-        self.kernel = choose_kernel(kernel, obstacles(torch.get_default_device(), d_state))
+        self.choose(kernel, obstacles(torch.get_default_device(), d_state))
         self.d_state, self.d_conv, self.d_inner = d_state, d_conv, expand * d_model
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
@@ -113,6 +115,20 @@ class Mamba(Mixer):
         u = F.silu(causal_conv(x, self.conv1d.weight, self.conv1d.bias))
         y, h = selective_scan(self._select(u, z), kernel=self.kernel)
         return self.out_proj(y), x, h
+
+    def bare(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        if find_spec("mamba_ssm") is None or not self.A_log.is_cuda:
+            return {}
+        module = importlib.import_module("mamba_ssm")
+        layer: Callable[[Tensor], Tensor] = module.Mamba(
+            self.out_proj.out_features,
+            d_state=self.d_state,
+            d_conv=self.d_conv,
+            expand=self.d_inner // self.out_proj.out_features,
+            dt_rank=self.dt_rank,
+            device=self.A_log.device,
+        )
+        return {"mamba_ssm.Mamba": layer}
 
     def _select(self, u: Tensor, z: Tensor) -> ScanInputs:
         """The scan's inputs, with the step size, B and C that the input chooses. u, z: (..., E)."""

@@ -5,11 +5,12 @@ Legend: B batch, T positions, H hidden width (= d_model).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from arch_bench.mixers.base import Mixer, State, count_flops
-from arch_bench.ops.kernel import choose_kernel
 
 CUDNN_MAX_LEN = 16_384
 """Positions that cuDNN is given at once: 65,536 it refuses (CUDNN_STATUS_NOT_SUPPORTED on an H200, torch 2.11)."""
@@ -38,7 +39,7 @@ class LSTM(Mixer):
             "aten": "on CUDA the same call runs cuDNN; use kernel=cudnn" if on_cuda else None,
             "reference": None,
         }
-        self.kernel = choose_kernel(kernel, obstacles)
+        self.choose(kernel, obstacles)
         self.step_kernel = "reference" if self.kernel == "reference" else "lstm_cell"
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -84,6 +85,15 @@ class LSTM(Mixer):
             y, (h, c) = self.lstm(part, (h, c))
             ys.append(y)
         return ys[0] if len(ys) == 1 else torch.cat(ys, dim=1), (h[0], c[0])
+
+    def bare(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        return {"torch.nn.LSTM": self._plain}
+
+    @torch.compiler.disable
+    def _plain(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            y: Tensor = self.lstm(x)[0]
+        return y
 
     def _prefill_reference(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         ys = []

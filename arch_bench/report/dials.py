@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from arch_bench.report import facets
 from arch_bench.results import Kind, Row
 
 Value = str | int | float | bool | None
 Identity = tuple[str, str, str, Kind, str]
-"""Key, backbone, task, kind, and the settings of the phase."""
+"""Key, backbone, task, kind, and the settings of the phase, the contender among kernels with them."""
 
 IDENTITY = {"name", "backbone_name", "task_name", "seq_len", "seed", "experiment"}
 """Columns of the row themselves."""
@@ -32,12 +32,14 @@ EFFORT = {
     *("val_every", "n_val_batches", "n_test_batches"),
 }
 """How long or where one measures: not what is measured."""
+MODELS: set[Kind] = {"quality", "speed", "decode"}
+"""What measures whole models on a task; kernels are layers alone."""
 MATTERS_TO: dict[str, set[Kind]] = {
-    "speed": {"speed"},
+    "speed": {"speed", "kernels"},
     "decode": {"decode"},
     "trainer": {"quality"},
     "optim": {"quality"},
-    "step": {"quality", "speed", "decode"},
+    **dict.fromkeys(("step", "task", "n_layers", "loss_kernel"), MODELS),
 }
 """Groups of dials that change only some kinds of row; a learning rate does not split a timing."""
 NEVER_FOLLOWS = {"d_model", "n_layers", "precision", "kernel", "device"}
@@ -54,27 +56,38 @@ class Labels:
     """Series -> backbone."""
     dials: list[str] = field(default_factory=list)
     """The dials that the names show, in full."""
+    subjects: list[str] = field(default_factory=list)
+    """What kernels are for, in order: a backbone, with its dials as in the name of a series."""
     names: dict[Identity, tuple[str, str]] = field(default_factory=dict)
-    """What is measured -> (task, series)."""
+    """What is measured -> (task, series), or (subject, contender)."""
     ran: dict[tuple[Identity, int], str] = field(default_factory=dict)
     """What is measured, and its length -> how the step ran, where a series ran in several ways."""
 
     def of(self, row: Row) -> tuple[str, str]:
-        """(task, series) of a row."""
+        """(task, series) of a row; of kernels, (subject, contender)."""
         task, series = self.names[this := identity(row)]
         way = self.ran.get((this, row.seq_len))
         return task, f"{series} ({way})" if way else series
 
 
-@dataclass(frozen=True)
-class _Cell:
+class Place(NamedTuple):
+    """Dials tell apart what shares it."""
+
     backbone: str
     task: str
-    train_seq_len: int
-    seed: int
+    """Empty for kernels."""
     kind: Kind
     batching: str
     """Gives a row another panel, and so tells nothing apart within one."""
+    contender: str
+    """Empty for anything but kernels."""
+
+
+@dataclass(frozen=True)
+class _Cell:
+    place: Place
+    train_seq_len: int
+    seed: int
     dials: Mapping[str, Value]
 
 
@@ -85,20 +98,9 @@ def label(rows: Sequence[Row]) -> Labels:
     from the training length or from dials already named: d_head from d_model, a position table from the length.
     """
     cells = _cells(rows)
-    dials = _telling(list(cells.values()))
-    labels = Labels(dials=dials)
-    tasks: dict[tuple[Any, ...], str] = {}
-    series: dict[tuple[Any, ...], tuple[str, str]] = {}
-    for this, cell in cells.items():
-        of_task = [dial for dial in dials if dial.startswith("task.")]
-        task_order, task_name = _name(cell, cell.task, of_task, dials)
-        order, name = _name(cell, cell.backbone, [dial for dial in dials if dial not in of_task], dials)
-        tasks[task_order] = task_name
-        series[order] = (name, cell.backbone)
-        labels.names[this] = (task_name, name)
-    labels.tasks = list(dict.fromkeys(tasks[order] for order in sorted(tasks)))
-    labels.backbone = {name: backbone for _, (name, backbone) in sorted(series.items())}
-    labels.series = list(labels.backbone)
+    labels = Labels(dials=_telling(list(cells.values())))
+    _name_models(labels, {this: cell for this, cell in cells.items() if cell.place.kind != "kernels"})
+    _name_kernels(labels, {this: cell for this, cell in cells.items() if cell.place.kind == "kernels"})
     return labels
 
 
@@ -145,8 +147,9 @@ def identity(row: Row) -> Identity:
 
     The key of a cell says nothing of how its phases were set (tokens per step, say), so those stand beside it.
     """
-    settings = {name: value for name, value in row.config.get(row.kind, {}).items() if name not in EFFORT}
-    return row.key, row.backbone, row.task, row.kind, json.dumps(settings, sort_keys=True)
+    settings = {name: value for name, value in facets.settings(row).items() if name not in EFFORT}
+    contender = {"contender": row.kernel} if row.kind == "kernels" else {}
+    return row.key, row.backbone, row.task, row.kind, json.dumps(settings | contender, sort_keys=True)
 
 
 def _cells(rows: Sequence[Row]) -> dict[Identity, _Cell]:
@@ -158,9 +161,13 @@ def _cells(rows: Sequence[Row]) -> dict[Identity, _Cell]:
             asked = {dial: value for dial, value in flatten(row.config).items() if _is_dial(dial, row.kind)}
             ran = {"precision": row.precision, "device": devices[row.key], "experiment": row.experiment}
             dials = asked | {dial: value for dial, value in ran.items() if value}
-            facet = facets.batching(row)
-            cells[this] = _Cell(row.backbone, row.task, row.train_seq_len, row.seed, row.kind, facet, dials)
+            cells[this] = _Cell(_place(row), row.train_seq_len, row.seed, dials)
     return cells
+
+
+def _place(row: Row) -> Place:
+    task, contender = ("", row.kernel) if row.kind == "kernels" else (row.task, "")
+    return Place(row.backbone, task, row.kind, facets.batching(row), contender)
 
 
 def _devices(rows: Sequence[Row]) -> dict[str, str]:
@@ -181,11 +188,12 @@ def _devices(rows: Sequence[Row]) -> dict[str, str]:
 def _is_dial(dial: str, kind: Kind) -> bool:
     first, leaf = dial.partition(".")[0], _leaf(dial)
     is_other = {first, leaf} & IDENTITY or first in HOUSEKEEPING or leaf in EFFORT or leaf == "_partial_"
-    return not is_other and kind in MATTERS_TO.get(first, {kind})
+    is_asked = kind == "kernels" and leaf == "kernel"  # whichever was asked for, every one of them was timed
+    return not (is_other or is_asked) and kind in MATTERS_TO.get(first, {kind})
 
 
 def _telling(cells: Sequence[_Cell]) -> list[str]:
-    """The fewest dials that tell cells of one (backbone, task, training length) apart, the shortest names first."""
+    """The fewest dials that tell cells of one place and training length apart, the shortest names first."""
     values: dict[str, set[Value]] = {}
     for cell in cells:
         for dial, value in cell.dials.items():
@@ -204,24 +212,46 @@ def _refines(cells: Sequence[_Cell], kept: Sequence[str], dial: str) -> bool:
         if dial in cell.dials:
             length = 0 if dial in NEVER_FOLLOWS else cell.train_seq_len
             seed = cell.seed if dial == "experiment" else 0  # a second experiment may just add seeds
-            facet = (cell.backbone, cell.task, cell.kind, cell.batching)
-            group = (*facet, length, seed, *(cell.dials.get(name) for name in kept))
+            group = (cell.place, length, seed, *(cell.dials.get(name) for name in kept))
             if seen.setdefault(group, cell.dials[dial]) != cell.dials[dial]:
                 return True
     return False
 
 
 def _grouped(cells: Iterable[_Cell]) -> list[list[_Cell]]:
-    groups: dict[tuple[str, str, Kind, str], list[_Cell]] = {}
+    groups: dict[Place, list[_Cell]] = {}
     for cell in cells:
-        groups.setdefault((cell.backbone, cell.task, cell.kind, cell.batching), []).append(cell)
+        groups.setdefault(cell.place, []).append(cell)
     return list(groups.values())
 
 
-def _name(cell: _Cell, base: str, chosen: Sequence[str], dials: Sequence[str]) -> tuple[tuple[Any, ...], str]:
-    """(sort key, name) of a base and the chosen dials that the cell has."""
+def _name_models(labels: Labels, cells: Mapping[Identity, _Cell]) -> None:
+    tasks: dict[tuple[Any, ...], str] = {}
+    series: dict[tuple[Any, ...], tuple[str, str]] = {}
+    for this, cell in cells.items():
+        task_order, task = _name(cell, cell.place.task, labels.dials, is_task=True)
+        order, name = _name(cell, cell.place.backbone, labels.dials)
+        tasks[task_order] = task
+        series[order] = (name, cell.place.backbone)
+        labels.names[this] = (task, name)
+    labels.tasks = list(dict.fromkeys(tasks[order] for order in sorted(tasks)))
+    labels.backbone = {name: backbone for _, (name, backbone) in sorted(series.items())}
+    labels.series = list(labels.backbone)
+
+
+def _name_kernels(labels: Labels, cells: Mapping[Identity, _Cell]) -> None:
+    subjects: dict[tuple[Any, ...], str] = {}
+    for this, cell in cells.items():
+        order, name = _name(cell, cell.place.backbone, labels.dials)
+        subjects[order] = name
+        labels.names[this] = (name, cell.place.contender)
+    labels.subjects = [subjects[order] for order in sorted(subjects)]
+
+
+def _name(cell: _Cell, base: str, dials: Sequence[str], is_task: bool = False) -> tuple[tuple[Any, ...], str]:
+    """(sort key, name) of a base and those of the dials that are the task's, or are not, and that the cell has."""
     leaves = [_leaf(dial) for dial in dials]
-    present = [dial for dial in chosen if dial in cell.dials]
+    present = [dial for dial in dials if dial in cell.dials and dial.startswith("task.") == is_task]
     parts = [f"{_leaf(dial) if leaves.count(_leaf(dial)) == 1 else dial}={show(cell.dials[dial])}" for dial in present]
     return (base, *((dial, _sortable(cell.dials[dial])) for dial in present)), " ".join([base, *parts])
 

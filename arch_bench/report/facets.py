@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from arch_bench.results import Row
 
@@ -16,6 +16,7 @@ class Facet(NamedTuple):
     """What one panel shows, and the widest set of rows that may be compared."""
 
     task: str
+    """Of kernels, the backbone that they are for: they run alone, without a task."""
     batching: str = ""
     """Empty for scores, and for rows from before the policy had a name."""
 
@@ -25,9 +26,15 @@ class Facet(NamedTuple):
         return ", ".join(part for part in (self.task, words(self.batching)) if part)
 
 
+def settings(row: Row) -> dict[str, Any]:
+    """How the phase was set; kernels go by the lengths and batches of `speed`."""
+    found: dict[str, Any] = row.config.get("speed" if row.kind == "kernels" else row.kind, {})
+    return found
+
+
 def batching(row: Row) -> str:
     """The policy that was asked for, which a failed row knows too; else the one that is on record."""
-    asked = row.config.get(row.kind, {}).get("batching")
+    asked = settings(row).get("batching")
     return str(asked or row.metrics.get("batching") or "")
 
 

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from arch_bench.report.panels import Curve, Panel
+from arch_bench.report.parts import Curve, Label, Panel
 from arch_bench.report.style import MATPLOTLIB_DASHES, MATPLOTLIB_SYMBOLS, Style
 
 INK, MUTED, GRID, BAND = "#1c2530", "#5c6773", "#e4e8ec", "#f4f1ee"
@@ -31,33 +32,41 @@ RC: Any = {
     "text.parse_math": False,
 }
 COLUMNS = 3
-"""Four panels to a row stand in a square instead."""
-PANEL_WIDTH, PANEL_HEIGHT, LEAST_WIDTH, LEGEND_LINE = 3.6, 2.7, 5.2, 0.22
-"""Inches."""
+"""Four panels to a row stand in a square instead, and so do panels with names beside them."""
+PANEL_WIDTH, PANEL_HEIGHT, LEAST_WIDTH, LEGEND_LINE, LETTER = 3.6, 2.7, 5.2, 0.22, 0.062
+"""Inches; the last is the width of a letter of a name."""
 
 
 def draw(rows: Sequence[Sequence[Panel]], styles: dict[str, Style], x_label: str) -> dict[str, bytes]:
-    """A figure with a legend below its panels. Returns the file's ending -> its bytes."""
-    columns = 2 if max(map(len, rows)) == COLUMNS + 1 else COLUMNS
-    grid = [list(row[start : start + columns]) for row in rows for start in range(0, len(row), columns)]
+    """A figure, with a legend below its panels if there are styles. Returns the file's ending -> its bytes."""
+    grid = _grid(rows)
     n_columns = max(len(row) for row in grid)
-    width = max(n_columns * PANEL_WIDTH, LEAST_WIDTH)
+    names = max((len(name.text) for row in grid for panel in row for name in panel.names), default=0)
+    width = max(n_columns * (PANEL_WIDTH + LETTER * names), LEAST_WIDTH)
     legend_columns = max(1, min(len(styles), math.floor(width / _legend_width(styles))))
     legend_height = LEGEND_LINE * math.ceil(len(styles) / legend_columns) + 0.15
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(width, len(grid) * PANEL_HEIGHT + legend_height), layout="constrained")
-        axes = figure.subplots(len(grid), n_columns, squeeze=False)
-        for i, row in enumerate(grid):
-            for j in range(n_columns):
-                if j < len(row):
-                    _draw_panel(axes[i, j], row[j])
-                    is_lowest = i == len(grid) - 1 or j >= len(grid[i + 1])
-                    axes[i, j].set_xlabel(x_label if is_lowest else "")
-                else:
-                    axes[i, j].set_axis_off()
+        _draw_grid(figure.subplots(len(grid), n_columns, squeeze=False), grid, x_label)
         handles = [_line([], [], style, label=name) for name, style in styles.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns, frameon=False, handlelength=3)
         return {ending: _bytes(figure, ending) for ending in ("png", "svg")}
+
+
+def _grid(rows: Sequence[Sequence[Panel]]) -> list[list[Panel]]:
+    is_wide = any(panel.names for row in rows for panel in row)
+    columns = 2 if is_wide or max(map(len, rows)) == COLUMNS + 1 else COLUMNS
+    return [list(row[start : start + columns]) for row in rows for start in range(0, len(row), columns)]
+
+
+def _draw_grid(axes: np.ndarray, grid: Sequence[Sequence[Panel]], x_label: str) -> None:
+    for (i, j), place in np.ndenumerate(axes):
+        if j < len(grid[i]):
+            _draw_panel(place, grid[i][j])
+            is_lowest = i == len(grid) - 1 or j >= len(grid[i + 1])
+            place.set_xlabel(x_label if is_lowest else "")
+        else:
+            place.set_axis_off()
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
@@ -76,7 +85,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     for curve in panel.curves:
         _draw_curve(axes, curve)
     _draw_failures(axes, panel)
-    _draw_slopes(axes, panel)
+    _draw_labels(axes, panel.slopes, markersize=3, fontsize=7)
+    _draw_labels(axes, panel.names, markersize=4.5, fontsize=7.5)
 
 
 def _title(panel: Panel) -> str:
@@ -135,8 +145,8 @@ def _line(x: Sequence[float], y: Sequence[float], style: Style, is_faint: bool =
         color=style.colour,
         marker=MATPLOTLIB_SYMBOLS[style.symbol],
         linestyle=":" if is_faint else MATPLOTLIB_DASHES[style.dash],
-        linewidth=1.0 if is_faint else 1.7,
-        markersize=3 if is_faint else 5.5,
+        linewidth=1.0 if is_faint else 3.4 if style.is_heavy else 1.7,
+        markersize=3 if is_faint else 7 if style.is_heavy else 5.5,
         markerfacecolor="white" if style.is_open else style.colour,
         alpha=0.7 if is_faint else 1.0,
         label=label,
@@ -164,19 +174,20 @@ def _draw_failures(axes: Axes, panel: Panel) -> None:
             )
 
 
-def _draw_slopes(axes: Axes, panel: Panel) -> None:
+def _draw_labels(axes: Axes, labels: Sequence[Label], markersize: float, fontsize: float) -> None:
     """Each behind the marker of its line, in the margin."""
     place = axes.get_yaxis_transform()
-    for slope in panel.slopes:
-        marker = _line([1.03], [slope.y], slope.style, is_faint=True)
-        marker.set(transform=place, clip_on=False, alpha=1.0)
+    for label in labels:
+        marker = _line([1.03], [label.y], label.style, is_faint=True)
+        marker.set(transform=place, clip_on=False, alpha=1.0, markersize=markersize)
         axes.add_line(marker)
-        axes.text(1.055, slope.y, slope.text, transform=place, va="center", fontsize=7, color=slope.style.colour)
+        look: dict[str, Any] = {"color": label.style.colour, "weight": "bold" if label.style.is_heavy else "normal"}
+        axes.text(1.055, label.y, label.text, transform=place, va="center", fontsize=fontsize, **look)
 
 
 def _legend_width(styles: dict[str, Style]) -> float:
     """Inches that one entry takes."""
-    return 0.7 + 0.085 * max(len(name) for name in styles)
+    return 0.7 + 0.085 * max(map(len, styles), default=0)
 
 
 def _bytes(figure: Figure, ending: str) -> bytes:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from arch_bench.report import facets, growth, metrics, units
+from arch_bench.report import facets, growth, metrics, picks, units
 from arch_bench.report.facets import Facet
 from arch_bench.report.metrics import Metric
 from arch_bench.report.study import Point, Study, number
@@ -17,8 +17,6 @@ MOST_SCORES = 3
 CLOSE = {metrics.ACCURACY: 0.01, metrics.BITS_PER_BYTE: 0.01}
 """Scores nearer than this are called equal."""
 NEAR_GUESSING = {metrics.ACCURACY: 0.02, metrics.BITS_PER_BYTE: 0.1}
-CLOSE_COST = 1.05
-"""Costs within this factor are called equal."""
 
 
 class Entry(NamedTuple):
@@ -38,7 +36,7 @@ def findings(study: Study) -> list[str]:
     """Some ten plain sentences at the most, fewer if the rows support fewer."""
     sentences = [sentence for task in study.tasks("quality") if (sentence := _scores(study, task))][:MOST_SCORES]
     sentences += [_longer(study), _training(study), _decoding(study), *growth.passing(study), growth.steepness(study)]
-    sentences += [growth.suspicion(study), _without_result(study)]
+    sentences += [*picks.sentences(study), growth.suspicion(study), _without_result(study)]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -112,7 +110,7 @@ def _training(study: Study) -> str:
     sizes = {number(row, "batch_size") for row in _rows_of(study, contest, metric)}
     caution = ", at different batch sizes" if len(sizes) > 1 else ""
     text = f"At {units.tokens(contest.length)} ({contest.facet.title}, {_behind(contest.entries)}{caution}), "
-    if _is_level(first.point, second.point):
+    if first.point.is_level(second.point):
         text += f"{first.series} and {second.series} train about equally fast ({_rates(first, second)})"
         text += f", {_times(first, rest[-1])}x as fast as {rest[-1].series}" if rest else ""
     else:
@@ -130,12 +128,12 @@ def _decoding(study: Study) -> str:
     text = (
         f"Decoding at a context of {units.tokens(contest.length)} ({contest.facet.title}, {_behind(contest.entries)}), "
     )
-    if _is_level(first.point, second.point):
+    if first.point.is_level(second.point):
         text += f"{first.series} and {second.series} are level at {_ms(first)}"
     else:
         text += f"{first.series} is fastest at {_ms(first)}, {_times(first, second)}x as fast as {second.series}"
     states = _entries(study, contest.facet, contest.length, metrics.STATE)
-    if len(states) > 1 and states[-1].point.value > CLOSE_COST * states[0].point.value:
+    if len(states) > 1 and states[-1].point.value > metrics.CLOSE_COST * states[0].point.value:
         small, large = states[0], states[-1]
         text += f"; {small.series} carries the smallest state ({units.size(small.point.value)}), "
         text += f"{large.series} the largest ({units.size(large.point.value)})"
@@ -148,7 +146,9 @@ def _without_result(study: Study) -> str:
         return ""
     often = Counter(row.status for row in bad)
     row = max(bad, key=lambda row: often[row.status])
-    example = f"{study.labels.of(row)[1]} at {units.tokens(row.seq_len)} ({row.kind}: {row.status})"
+    task, series = study.labels.of(row)
+    name = f"{series} of {task}" if row.kind == "kernels" else series
+    example = f"{name} at {units.tokens(row.seq_len)} ({row.kind}: {row.status})"
     return f"{len(bad):,} of {len(study.rows):,} rows have no result, {example} for one; each is listed below."
 
 
@@ -190,21 +190,11 @@ def _rows_of(study: Study, contest: Contest, metric: Metric) -> list[Row]:
 
 
 def _is_close(one: Point, other: Point, metric: Metric) -> bool:
-    return abs(one.value - other.value) <= CLOSE[metric] or _overlap(one, other)
+    return abs(one.value - other.value) <= CLOSE[metric] or one.overlaps(other)
 
 
 def _is_guessing(point: Point, guess: float, metric: Metric) -> bool:
     return metric.sign * (point.value - guess) <= NEAR_GUESSING[metric]
-
-
-def _is_level(one: Point, other: Point) -> bool:
-    return max(one.value, other.value) <= CLOSE_COST * min(one.value, other.value) or _overlap(one, other)
-
-
-def _overlap(one: Point, other: Point) -> bool:
-    if one.low is None or one.high is None or other.low is None or other.high is None:
-        return False
-    return one.low <= other.high and other.low <= one.high
 
 
 def _behind(entries: Sequence[Entry]) -> str:

@@ -13,18 +13,25 @@ from typing import Any
 
 import jinja2
 
-from arch_bench.report import cost_tables, metrics, panels, provenance, tables
+from arch_bench.report import cost_tables, dials, kernel_table, metrics, panels, provenance, tables
 from arch_bench.report.dials import flatten
 from arch_bench.report.findings import findings
-from arch_bench.report.panels import Panel
+from arch_bench.report.parts import Panel
 from arch_bench.report.study import Study
 from arch_bench.report.style import SVG_DASHES, SVG_SHAPES, Style
 from arch_bench.results import Row
 
+STEMS = ("quality", "training", "decoding", "kernels")
+"""Every figure that a report may have; one that no longer applies is deleted."""
+KERNELS = (
+    "One sequence layer alone, forward and backward, by each of its kernels. Thick: what kernel=auto picks here. "
+    "Dashed grey: the same work by plain calls of a library."
+)
+
 
 @dataclass(frozen=True)
 class Section:
-    """One figure: rows of panels, and the styles that its legend explains."""
+    """One figure: rows of panels, and the styles that its legend explains; none if the panels have names instead."""
 
     stem: str
     title: str
@@ -47,7 +54,7 @@ def write(rows: list[Row], out: Path, title: str) -> list[Path]:
     shown = sections(study)
     files: dict[str, bytes] = {"rows.csv": rows_csv(study.rows)}
     files |= _figures(shown)
-    known = {f"figures/{stem}.{ending}" for stem in ("quality", "training", "decoding") for ending in ("png", "svg")}
+    known = {f"figures/{stem}.{ending}" for stem in STEMS for ending in ("png", "svg")}
     context = _context(study, shown, title)
     files["report.md"] = _render("report.md.j2", context).encode()
     files["report.html"] = _render("page.html.j2", context | _page_context(shown)).encode()
@@ -57,17 +64,18 @@ def write(rows: list[Row], out: Path, title: str) -> list[Path]:
 
 
 def sections(study: Study) -> list[Section]:
-    """Quality, training, decoding: those that the rows have something for."""
+    """Quality, training, decoding, kernels: those that the rows have something for."""
     quality_caption = "What each backbone scores, against the length it is tested at."
     if any(curve.is_faint for row in panels.quality(study) for panel in row for curve in panel.curves):
         quality_caption += " Dotted lines leave a training length for lengths that were not trained on."
-    training, decoding = panels.costs(study, "speed"), panels.costs(study, "decode")
+    training, decoding, kernels = panels.costs(study, "speed"), panels.costs(study, "decode"), panels.kernels(study)
     drafts = [
         ("quality", "Quality", quality_caption, "sequence length, tokens", panels.quality(study)),
         ("training", "Cost of training", f"What one optimiser step costs, by sequence length.{_exponents(training)}",
          "sequence length, tokens", training),
         ("decoding", "Cost of decoding", f"What a prompt and each token cost, by context.{_exponents(decoding)}",
          "context, tokens", decoding),
+        ("kernels", "Kernels", f"{KERNELS}{_width(study)}", "sequence length, tokens", kernels),
     ]  # fmt: skip
     return [Section(*draft, styles=_styles(study, draft[-1])) for draft in drafts if draft[-1]]
 
@@ -77,10 +85,17 @@ def _exponents(rows: Sequence[Sequence[Panel]]) -> str:
     return " L^ beside the axes: the exponent that a line grows with, over its three longest lengths." * is_shown
 
 
+def _width(study: Study) -> str:
+    """Of the layers, if it is the same in all of them and so in no name."""
+    width = dials.shared([row for row in study.rows if row.kind == "kernels"]).get("d_model")
+    return f" d_model is {width} throughout." if width else ""
+
+
 def _styles(study: Study, rows: Sequence[Sequence[Panel]]) -> dict[str, Style]:
-    """The series that the panels show, in reading order."""
-    found = {curve.series for row in rows for panel in row for curve in panel.curves if curve.points}
-    found |= {mark.series for row in rows for panel in row for mark in panel.marks}
+    """The series that the panels show, in reading order, without those whose names stand beside a panel."""
+    every = [panel for row in rows for panel in row if not panel.names]
+    found = {curve.series for panel in every for curve in panel.curves if curve.points}
+    found |= {mark.series for panel in every for mark in panel.marks}
     return {name: study.style(name) for name in study.labels.series if name in found}
 
 
@@ -98,7 +113,8 @@ def _context(study: Study, shown: Sequence[Section], title: str) -> dict[str, An
     """What both templates show."""
     every = [tables.scores(study, metrics.ACCURACY), tables.scores(study, metrics.BITS_PER_BYTE)]
     every += [cost_tables.scaling(study), cost_tables.crossovers(study)]
-    every += [cost_tables.training(study), cost_tables.decoding(study), tables.failures(study)]
+    every += [cost_tables.training(study), cost_tables.decoding(study), kernel_table.numbers(study)]
+    every += [tables.failures(study)]
     return {
         "title": title,
         "findings": findings(study),

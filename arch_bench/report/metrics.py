@@ -46,6 +46,9 @@ DECODE_BATCH = Metric("batch_size", "decode", "largest batch", units.count, is_h
 PREFILL = Metric("prefill_ms", "decode", "prefill, ms", units.plain)
 STATE = Metric("state_bytes", "decode", "state", units.size, is_bytes=True)
 DECODE_ENERGY = Metric("joules_per_token", "decode", "energy, mJ per decoded token", units.milli)
+KERNEL = Metric("forward_backward_ms", "kernels", "forward + backward, ms", units.plain)
+KERNEL_FORWARD = Metric("forward_ms", "kernels", "forward, ms", units.plain)
+KERNEL_MEMORY = Metric("peak_mem_bytes", "kernels", "peak memory", units.size, is_bytes=True)
 
 TRAINING = (TOKENS_PER_S, TRAIN_STEP, PEAK_MEMORY, TRAIN_ENERGY)
 DECODING = (MS_PER_TOKEN, PREFILL, STATE, DECODE_ENERGY)
@@ -54,6 +57,8 @@ GROWING = (TRAIN_STEP, MS_PER_TOKEN, PREFILL)
 """Panels that say which exponent each line grows with."""
 SOLVED = 0.99
 """Token accuracy from which a seed counts as having solved the task."""
+CLOSE_COST = 1.05
+"""Costs within this factor are called equal."""
 
 
 def drawn(kind: Kind, batching: str) -> tuple[Metric, ...]:

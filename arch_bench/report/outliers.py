@@ -15,7 +15,12 @@ OFF = 1.5
 """A judgement: far more than the few percent that repeats differ by, less than a fallback or a cold cache costs."""
 BACKWARD = 6.0
 """Two matrix products for each one of the forward, a third if that is computed again, and as much again to spare."""
-TIMES = {metrics.TRAIN_STEP: "step", metrics.MS_PER_TOKEN: "ms per token", metrics.PREFILL: "prefill"}
+TIMES = {
+    metrics.TRAIN_STEP: "step",
+    metrics.MS_PER_TOKEN: "ms per token",
+    metrics.PREFILL: "prefill",
+    metrics.KERNEL: "forward + backward",
+}
 
 
 class Outlier(NamedTuple):
@@ -28,7 +33,7 @@ class Outlier(NamedTuple):
 def outliers(study: Study) -> list[Outlier]:
     """In reading order, each point once for each reason."""
     found = [each for metric, name in TIMES.items() for each in _off_the_line(study, metric, name)]
-    return found + _slow_backwards(study)
+    return found + _slow_backwards(study, "speed") + _slow_backwards(study, "kernels")
 
 
 def reasons(study: Study, kind: Kind) -> dict[tuple[Group, int], str]:
@@ -96,13 +101,13 @@ def _factor(off: float) -> str:
     return f"{off:.1f}x above" if off > 1 else f"{1 / off:.1f}x below"
 
 
-def _slow_backwards(study: Study) -> list[Outlier]:
+def _slow_backwards(study: Study, kind: Kind) -> list[Outlier]:
     found = []
-    for group in study.groups("speed"):
-        for length in sorted(study.index["speed"][group]):
-            rows = [row for row in study.at("speed", group, length) if row.status == "ok"]
+    for group in study.groups(kind):
+        for length in sorted(study.index[kind][group]):
+            rows = [row for row in study.at(kind, group, length) if row.status == "ok"]
             forward, both = mean(rows, "forward_ms"), mean(rows, "forward_backward_ms")
             if forward and both and both - forward > BACKWARD * forward:
                 times = f"backward {(both - forward) / forward:.1f}x its forward"
-                found.append(Outlier("speed", group, length, times))
+                found.append(Outlier(kind, group, length, times))
     return found

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from arch_bench.report import metrics, scaling, ticks, units
+from arch_bench.report import contenders, metrics, scaling, ticks, units
 from arch_bench.report.facets import Facet
 from arch_bench.report.metrics import Metric
+from arch_bench.report.parts import Baseline, Curve, Label, Mark, Panel, Tick
 from arch_bench.report.scale import Scale
 from arch_bench.report.study import Group, Point, Study
 from arch_bench.report.style import Style
@@ -27,76 +26,9 @@ LEAST_SPAN = 0.25
 """The share of a linear axis that measured values keep when a baseline widens it."""
 
 
-class Tick(NamedTuple):
-    value: float
-    text: str
-
-
-class Mark(NamedTuple):
-    """A failure of one series at one length."""
-
-    length: int
-    y: float
-    status: str
-    text: str
-    """The status where it is written out: once per run of equal ones."""
-    side: str
-    """Which side of the mark the text stands on: left or right."""
-    series: str
-    style: Style
-
-
-class Slope(NamedTuple):
-    """The exponent that a line grows with, right of the axes, as near as can be to the height at which it ends."""
-
-    series: str
-    style: Style
-    y: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Curve:
-    series: str
-    style: Style
-    points: dict[int, Point]
-    is_faint: bool = False
-    """Tested at lengths it was not trained at, in a panel with several training lengths."""
-
-
-@dataclass(frozen=True)
-class Baseline:
-    name: str
-    points: dict[int, float]
-    """Empty if it lies off the scale: the label is drawn alone, at the edge."""
-    label: str
-    label_share: float
-    """Height of the label, as a share of the panel; above 1 where labels are stacked over the top edge."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes: x is always a sequence length on a log2 scale."""
-
-    facet: Facet
-    metric: Metric
-    curves: list[Curve]
-    x_range: tuple[float, float]
-    x_ticks: list[Tick]
-    y_range: tuple[float, float]
-    y_ticks: list[Tick]
-    baselines: list[Baseline] = field(default_factory=list)
-    marks: list[Mark] = field(default_factory=list)
-    band: tuple[float, float] | None = None
-    """Where failures are drawn: beyond the worst value."""
-    trained_at: int | None = None
-    """The training length, if the panel has one."""
-    slopes: list[Slope] = field(default_factory=list)
-
-
 def panel(study: Study, facet: Facet, metric: Metric, may_be_empty: bool = False) -> Panel | None:
     """One facet's panel of one metric; None without a value, unless it may show nothing but failures."""
-    groups = [group for group in study.groups(metric.kind, facet) if _has_something(study, group, metric)]
+    groups = _groups(study, facet, metric)
     has_values = any(group in study.points(metric) for group in groups)
     if not groups or not (has_values or may_be_empty):
         return None
@@ -106,6 +38,7 @@ def panel(study: Study, facet: Facet, metric: Metric, may_be_empty: bool = False
     inner = _inner_range(curves, guesses, metric)
     failing = _failing(study, groups, metric)
     scale, band = _with_band(Scale(*inner, metric.is_log), len(failing), metric.is_higher_better)
+    marks = _marks(study, groups, metric, scale)
     return Panel(
         facet=facet,
         metric=metric,
@@ -115,10 +48,11 @@ def panel(study: Study, facet: Facet, metric: Metric, may_be_empty: bool = False
         y_range=(scale.at(0), scale.at(1)),
         y_ticks=[Tick(value, _tick_text(metric, value)) for value in ticks.ticks(*inner, metric)] if has_values else [],
         baselines=_baselines(guesses, inner, scale, metric),
-        marks=_marks(study, groups, metric, scale),
+        marks=marks,
         band=band,
         trained_at=trained_at,
         slopes=_slopes(study, groups, metric, scale, band),
+        names=_names(study, groups, marks, scale, band) if metric.kind == "kernels" else [],
     )
 
 
@@ -138,6 +72,21 @@ def costs(study: Study, kind: Kind) -> list[list[Panel]]:
             found = [panel(study, facet, chosen[0], may_be_empty=True)]
         rows.append([each for each in found if each])
     return [row for row in rows if row]
+
+
+def kernels(study: Study) -> list[list[Panel]]:
+    """One row with a panel per facet."""
+    row = [panel(study, facet, metrics.KERNEL, may_be_empty=True) for facet in study.facets("kernels")]
+    return [kept] if (kept := [each for each in row if each]) else []
+
+
+def _groups(study: Study, facet: Facet, metric: Metric) -> list[Group]:
+    found = [group for group in study.groups(metric.kind, facet) if _has_something(study, group, metric)]
+    return contenders.ordered(study, found) if metric.kind == "kernels" else found
+
+
+def _look(study: Study, kind: Kind, group: Group) -> Style:
+    return contenders.look(study, group) if kind == "kernels" else study.style(group.series)
 
 
 def _has_something(study: Study, group: Group, metric: Metric) -> bool:
@@ -163,7 +112,8 @@ def _curves(study: Study, groups: Sequence[Group], metric: Metric) -> tuple[list
     points = {group: study.points(metric).get(group, {}) for group in groups}
     trained = {group.train_seq_len for group in groups}
     if len(trained) == 1:
-        return [_curve(study, group.series, points[group]) for group in groups], next(iter(trained)) or None
+        looks = {group: _look(study, metric.kind, group) for group in groups}
+        return [Curve(group.series, looks[group], points[group]) for group in groups], next(iter(trained)) or None
     curves = []
     for series in dict.fromkeys(group.series for group in groups):
         own = [group for group in groups if group.series == series]
@@ -247,9 +197,10 @@ def _marks(study: Study, groups: Sequence[Group], metric: Metric, scale: Scale) 
             found |= _failures(study, group, metric)
         share = (place + 0.5) * height
         y = scale.at(share if metric.is_higher_better else 1 - share)
+        is_told = metric.kind == "kernels" and own[0] not in study.points(metric)  # in its name, beside the axes
         for length, status in found.items():
-            text, side = _caption(found, length, _lengths(study, own, metric), edge)
-            marks.append(Mark(length, y, status, text, side, series, study.style(series)))
+            text, side = ("", "left") if is_told else _caption(found, length, _lengths(study, own, metric), edge)
+            marks.append(Mark(length, y, status, text, side, series, _look(study, metric.kind, own[0])))
     return marks
 
 
@@ -267,7 +218,7 @@ def _caption(found: dict[int, str], length: int, lengths: Sequence[int], edge: i
 
 def _slopes(
     study: Study, groups: Sequence[Group], metric: Metric, scale: Scale, band: tuple[float, float] | None
-) -> list[Slope]:
+) -> list[Label]:
     """In one column, pushed apart where they would touch each other or the words of failures."""
     found = []
     for group in groups if metric in metrics.GROWING else ():
@@ -276,9 +227,32 @@ def _slopes(
             found.append((scale.share(points[max(points)].value), group.series, exponent.value))
     if len(found) > MOST_SLOPES:
         return []
-    ceiling = (scale.share(band[0]) if band else 1.0) - SLOPE_GAP / 2
+    ceiling = _ceiling(scale, band)
     placed = ticks.spread([share for share, *_ in sorted(found)], SLOPE_GAP, ceiling)
     return [
-        Slope(series, study.style(series), scale.at(share), f"L^{units.exponent(value)}")
+        Label(series, study.style(series), scale.at(share), f"L^{units.exponent(value)}")
         for (_, series, value), share in zip(sorted(found), placed, strict=True)
     ]
+
+
+def _names(
+    study: Study, groups: Sequence[Group], marks: Sequence[Mark], scale: Scale, band: tuple[float, float] | None
+) -> list[Label]:
+    """Pushed apart like exponents; without a value, in the row of its crosses, and with what they stand for."""
+    points = {group: of for group in groups if (of := study.points(metrics.KERNEL).get(group))}
+    ends = sorted((scale.share(of[max(of)].value), group) for group, of in points.items())
+    ceiling = _ceiling(scale, band)
+    placed = ticks.spread([share for share, _ in ends], min(SLOPE_GAP, ceiling / max(1, len(ends))), ceiling)
+    heights = {mark.series: mark.y for mark in marks}
+    heights |= {group.series: scale.at(share) for (_, group), share in zip(ends, placed, strict=True)}
+    names = {group: contenders.name(study, group) for group in groups}
+    for group in names.keys() - points.keys():
+        names[group] += f": {', '.join(dict.fromkeys(_failures(study, group, metrics.KERNEL).values()))}"
+    return [
+        Label(group.series, contenders.look(study, group), heights[group.series], name) for group, name in names.items()
+    ]
+
+
+def _ceiling(scale: Scale, band: tuple[float, float] | None) -> float:
+    """As high as words may stand below the words of failures."""
+    return (scale.share(band[0]) if band else 1.0) - SLOPE_GAP / 2

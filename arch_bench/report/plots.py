@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from arch_bench.report import units
-from arch_bench.report.panels import Curve, Mark, Panel, Slope
+from arch_bench.report.parts import Curve, Label, Mark, Panel
 from arch_bench.report.study import Point
 from arch_bench.report.tables import text
 
@@ -19,7 +19,10 @@ Spec = dict[str, Any]
 
 
 def plot(panel: Panel) -> Spec:
-    """`data` and `layout` of one panel; what the legend toggles carries the name of its series in `meta`."""
+    """`data` and `layout` of one panel; what a legend toggles carries the name of its series in `meta`.
+
+    The names of lines are left to the page, which makes buttons of them.
+    """
     traces = [_baseline(panel, baseline.points, baseline.name) for baseline in panel.baselines if baseline.points]
     traces += [_curve(panel, curve) for curve in panel.curves if curve.points]
     marks = _by_series(panel.marks)
@@ -30,7 +33,8 @@ def plot(panel: Panel) -> Spec:
 def _curve(panel: Panel, curve: Curve) -> Spec:
     style, points = curve.style, list(curve.points.values())
     outline = {"color": style.colour, "width": 1.5}
-    marker = {"color": "white" if style.is_open else style.colour, "size": 5 if curve.is_faint else 8, "line": outline}
+    size = 5 if curve.is_faint else 10 if style.is_heavy else 8
+    marker = {"color": "white" if style.is_open else style.colour, "size": size, "line": outline}
     trace: Spec = {
         "type": "scatter",
         "mode": "lines+markers",
@@ -38,7 +42,7 @@ def _curve(panel: Panel, curve: Curve) -> Spec:
         "name": curve.series,
         "x": list(curve.points),
         "y": [point.value for point in points],
-        "line": {"color": style.colour, "width": 1.2 if curve.is_faint else 2.2, "dash": style.dash},
+        "line": {"color": style.colour, "width": _width(curve), "dash": style.dash},
         "marker": marker | {"symbol": style.symbol},
         "customdata": [_hover(panel, curve, point) for point in points],
         "hovertemplate": "%{customdata}<extra></extra>",
@@ -48,6 +52,10 @@ def _curve(panel: Panel, curve: Curve) -> Spec:
     if any(point.low is not None for point in points):
         trace["error_y"] = _whiskers(points, style.colour)
     return trace
+
+
+def _width(curve: Curve) -> float:
+    return 1.2 if curve.is_faint else 4.4 if curve.style.is_heavy else 2.2
 
 
 def _whiskers(points: Sequence[Point], colour: str) -> Spec:
@@ -100,7 +108,7 @@ def _marks(marks: Sequence[Mark]) -> Spec:
     }
 
 
-def _slope(panel: Panel, slope: Slope) -> Spec:
+def _slope(panel: Panel, slope: Label) -> Spec:
     """A trace and no annotation, so that the legend hides it with its line."""
     style = slope.style
     fill = "white" if style.is_open else style.colour

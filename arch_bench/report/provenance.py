@@ -22,6 +22,8 @@ METHOD = (
     "spread of both.",
     f"A timing more than {outliers.OFF:g}x off the line between its neighbours (a bend from fixed to quadratic cost "
     f"allowed for), or with a backward over {outliers.BACKWARD:g}x its forward, is flagged as an outlier and kept.",
+    "Kernels are timed as one layer alone, each in a process of its own. A bare call is a library's own layer, or its "
+    "function between the same projections.",
     "Of rows measured twice (same configuration, kind and length) the newest counts.",
 )
 
@@ -40,7 +42,7 @@ def provenance(study: Study) -> list[tuple[str, str]]:
         ("device", _joined(row.device for row in rows)),
         ("versions", _joined(f"{name} {version}" for row in rows for name, version in row.versions.items())),
         ("precision", _joined(row.precision for row in rows)),
-        ("kernels", _joined(f"{row.backbone}: {row.kernel}" for row in rows if row.kernel)),
+        ("kernels", _joined(f"{row.backbone}: {row.kernel}" for row in rows if row.kernel and row.kind != "kernels")),
         ("seeds", ", ".join(str(seed) for seed in sorted({row.seed for row in rows}))),
         ("the same in every cell", _same(study)),
         ("differs, but is not in the names", _silent(study)),

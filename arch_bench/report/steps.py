@@ -12,14 +12,16 @@ from arch_bench.results import Kind, Row
 
 def take_apart(labels: Labels, rows: Sequence[Row]) -> None:
     """Let the names of a series' timings say how the step ran, if it ran in several ways."""
-    by_series: dict[tuple[Kind, str], list[Row]] = {}
+    by_series: dict[tuple[Kind, str, str], list[Row]] = {}
     for row in rows:
         if row.kind != "quality":
-            by_series.setdefault((row.kind, labels.of(row)[1]), []).append(row)
+            subject, series = labels.of(row) if row.kind == "kernels" else ("", labels.of(row)[1])
+            by_series.setdefault((row.kind, subject, series), []).append(row)
     split: dict[str, set[str]] = {}
-    for (_, series), found in by_series.items():
+    for (kind, _, series), found in by_series.items():
         if len(ways := {_ran(row) for row in found} - {""}) > 1:
-            split.setdefault(series, set()).update(ways)
+            if kind != "kernels":  # a contender is in no list of series
+                split.setdefault(series, set()).update(ways)
             labels.ran |= {(dials.identity(row), row.seq_len): _way(row, found, labels) for row in found}
     labels.backbone = {
         name: backbone

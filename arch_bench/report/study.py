@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -27,12 +27,25 @@ class Point(NamedTuple):
     high: float | None
     n_seeds: int
 
+    def overlaps(self, other: Point) -> bool:
+        """Whether the intervals of both do; without intervals they do not."""
+        if self.low is None or self.high is None or other.low is None or other.high is None:
+            return False
+        return self.low <= other.high and other.low <= self.high
+
+    def is_level(self, other: Point) -> bool:
+        """Whether two costs count as equal."""
+        high, low = max(self.value, other.value), min(self.value, other.value)
+        return high <= metrics.CLOSE_COST * low or self.overlaps(other)
+
 
 class Group(NamedTuple):
     """The rows that make one line."""
 
     task: str
+    """Of kernels, the backbone that they are for, with its dials."""
     series: str
+    """Of kernels, the contender."""
     train_seq_len: int
     """0 for costs, which do not depend on the length of training."""
     batching: str = ""
@@ -50,7 +63,7 @@ class Study:
         self.rows = newest(rows)
         self.labels = dials.label(self.rows)
         steps.take_apart(self.labels, self.rows)
-        self.index: dict[Kind, dict[Group, dict[int, list[Row]]]] = {"quality": {}, "speed": {}, "decode": {}}
+        self.index: dict[Kind, dict[Group, dict[int, list[Row]]]] = {kind: {} for kind in get_args(Kind)}
         for row in self.rows:
             task, series = self.labels.of(row)
             is_cost = row.kind != "quality"
@@ -60,9 +73,11 @@ class Study:
         self._baselines: dict[str, dict[str, dict[int, float]]] = {}
 
     def groups(self, kind: Kind, facet: Facet | None = None) -> list[Group]:
-        """In reading order: by task, batch policy, series, training length."""
-        tasks = {name: place for place, name in enumerate(self.labels.tasks)}
-        series = {name: place for place, name in enumerate(self.labels.series)}
+        """In reading order: by task, batch policy, series, training length; contenders by name."""
+        listed = self.labels.tasks, self.labels.series
+        if kind == "kernels":
+            listed = self.labels.subjects, sorted({group.series for group in self.index[kind]})
+        tasks, series = ({name: place for place, name in enumerate(names)} for names in listed)
 
         def order(group: Group) -> tuple[object, ...]:
             return tasks[group.task], facets.place(group.batching), series[group.series], group.train_seq_len

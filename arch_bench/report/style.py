@@ -1,4 +1,4 @@
-"""One colour and marker per backbone, one dash per setting of its dials, in both drawing libraries."""
+"""One colour and marker per backbone, one dash per setting of its dials; contenders for a backbone's mixer apart."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ SVG_SHAPES = {
     "cross": "M-1.7-5h3.4v3.3h3.3v3.4h-3.3v3.3h-3.4v-3.3h-3.3v-3.4h3.3z",
 }
 """Markers of the page's legend, around (0, 0)."""
+CONTENDERS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C510A", "#6A51A3")
+"""Colours of the kernels of one backbone, which share a panel with no other: the safe set first."""
+CONTENDER_SYMBOLS = ("square", "circle", "triangle-up", "diamond", "triangle-down", "pentagon", "hexagon")
+BARE_COLOURS = ("#3D444C", "#8A929B")
+"""Greys, for calls that are not ours."""
+BARE_SYMBOLS = ("cross", "star")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 MATPLOTLIB_DASHES: dict[str, Any] = dict(
     zip(DASHES, ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (5, 1.6, 1.2, 1.6)), (0, (9, 3))), strict=True)
@@ -49,6 +55,8 @@ class Style:
     dash: str = "solid"
     is_open: bool = False
     """Hollow markers, for every second setting of a backbone."""
+    is_heavy: bool = False
+    """A line twice as thick, for the kernel that `auto` picks."""
 
 
 def style(backbone: str, rank: int) -> Style:
@@ -57,3 +65,13 @@ def style(backbone: str, rank: int) -> Style:
     symbol = SYMBOLS.get(backbone, OTHER_SYMBOLS[letters % len(OTHER_SYMBOLS)])
     colour = COLOURS.get(backbone, OTHER_COLOURS[letters % len(OTHER_COLOURS)])
     return Style(colour, symbol, DASHES[rank % len(DASHES)], rank % 2 == 1)
+
+
+def contender(rank: int, way: int, is_bare: bool, is_auto: bool) -> Style:
+    """The style of the `rank`-th kernel of a backbone, or of the `rank`-th bare call: dashed, hollow and grey.
+
+    way: the `way`-th of those that it ran in, dotted and hollow after the first.
+    """
+    colours, symbols = (BARE_COLOURS, BARE_SYMBOLS) if is_bare else (CONTENDERS, CONTENDER_SYMBOLS)
+    dash = DASHES[(is_bare + 2 * way + rank // len(colours)) % len(DASHES)]
+    return Style(colours[rank % len(colours)], symbols[rank % len(symbols)], dash, is_bare or way % 2 == 1, is_auto)

@@ -74,19 +74,23 @@ def build(title: str, note: str, columns: Sequence[str], lines: Sequence[Sequenc
 
 def failures(study: Study) -> Table | None:
     """One line per outcome other than ok, its seeds together."""
-    found: dict[tuple[str, ...], tuple[int, set[int]]] = {}
+    found: dict[tuple[tuple[str, ...], int, str, str], set[int]] = {}
     for row in study.rows:
         if row.status != "ok":
-            task, series = study.labels.of(row)
-            policy = facets.words(facets.batching(row))
-            line = (row.kind, task, policy, series, f"{row.seq_len:,}", row.status, row.reason)
-            found.setdefault(line, (row.seq_len, set()))[1].add(row.seed)
+            line = _failed(study, row), row.seq_len, row.status, row.reason
+            found.setdefault(line, set()).add(row.seed)
     lines = [
-        [*map(Cell, line[:4]), Cell(line[4], length), Cell(line[5]), Cell(_numbers(seeds)), Cell(line[6])]
-        for line, (length, seeds) in sorted(found.items(), key=lambda item: (*item[0][:4], item[1][0], item[0][5:]))
+        [*map(Cell, names), Cell(f"{length:,}", length), Cell(status), Cell(_numbers(seeds)), Cell(reason)]
+        for (names, length, status, reason), seeds in sorted(found.items())
     ]
-    columns = ["kind", "task", "batching", "backbone", "length", "status", "seeds", "reason"]
+    columns = ["kind", "task", "batching", "backbone", "kernel", "length", "status", "seeds", "reason"]
     return build("Without a result", "Drawn as crosses in the figures.", columns, lines)
+
+
+def _failed(study: Study, row: Row) -> tuple[str, ...]:
+    """Kind, task, batching, backbone and kernel; kernels have no task, and others have none once they have failed."""
+    policy, names = facets.words(facets.batching(row)), study.labels.of(row)
+    return (row.kind, "", policy, *names) if row.kind == "kernels" else (row.kind, names[0], policy, names[1], "")
 
 
 def text(metric: Metric, point: Point) -> str:

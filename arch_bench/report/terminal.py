@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from arch_bench.report import facets, metrics, tables, units
+from arch_bench.report import contenders, facets, metrics, tables, units
 from arch_bench.report.metrics import Metric
 from arch_bench.report.study import Group, Study
 from arch_bench.results import Kind, Row
@@ -15,9 +15,12 @@ COSTS: tuple[Kind, ...] = ("speed", "decode")
 
 
 def summary(rows: list[Row]) -> str:
-    """One line per task, backbone and varying dials: scores first, then costs at the longest measured length."""
+    """One line per task, backbone and varying dials: scores first, then costs at the longest measured length.
+
+    Kernels come last, a line each below the backbone that they are for.
+    """
     study = Study(rows)
-    blocks = [_scores(study), _costs(study)]
+    blocks = [_scores(study), _costs(study), _kernels(study)]
     return "\n\n".join(block for block in blocks if block) or "no rows"
 
 
@@ -77,6 +80,37 @@ def _cost_line(study: Study, policy: str, of_kind: Mapping[Kind, Group]) -> list
     ]
 
 
+def _kernels(study: Study) -> str:
+    """Each at the longest length that it reaches, beside the others there; the fastest at the longest length first."""
+    groups = sorted(study.groups("kernels"), key=lambda group: _reach(study, group))
+    header = ["length", "fwd+bwd ms", "peak memory", "of fastest", "of bare", "not ok"]
+    return _table(
+        "kernels", header, [_named(study, group) for group in groups], [_line(study, group) for group in groups]
+    )
+
+
+def _reach(study: Study, group: Group) -> tuple[int, int, float]:
+    """By facet, the longest length, and the time there."""
+    length, point = max(study.points(metrics.KERNEL).get(group, {}).items(), default=(0, None))
+    return study.facets("kernels").index(group.facet), -length, point.value if point else 0.0
+
+
+def _named(study: Study, group: Group) -> Group:
+    """As the table heads its lines."""
+    role = contenders.role(study, group)
+    return group._replace(task=group.facet.title, series=group.series + f" ({role})" * bool(role))
+
+
+def _line(study: Study, group: Group) -> list[str]:
+    length = max(study.points(metrics.KERNEL).get(group, {}), default=0)
+    factors = contenders.of_fastest(study, group, length), contenders.of_bare(study, group, length)
+    return [
+        *_at_longest(study, group, (metrics.KERNEL, metrics.KERNEL_MEMORY)),
+        *(units.times(factor) if factor else "" for factor in factors),
+        _trouble(study, "kernels", group),
+    ]
+
+
 def _at_longest(study: Study, group: Group | None, chosen: Sequence[Metric]) -> list[str]:
     """The longest length that has a value, and the values there."""
     points = [study.points(metric).get(group, {}) if group else {} for metric in chosen]
@@ -115,7 +149,9 @@ def _table(name: str, header: Sequence[str], groups: Sequence[Group], lines: Seq
 
 
 def _plain(body: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
-    widths = [max(len(line[place]) for line in (headers, *body)) for place in range(len(headers))]
+    """A heading line may run over the columns, which are empty there."""
+    filled = [headers, *(line for line in body if any(line[1:]))]
+    widths = [max(len(line[place]) for line in filled) for place in range(len(headers))]
     lines = [headers, ["-" * width for width in widths], *body]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 

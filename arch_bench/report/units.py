@@ -56,6 +56,11 @@ def milli(value: float) -> str:
     return _significant(1000 * value)
 
 
+def times(factor: float) -> str:
+    """`1.03x`: two decimals where few percent matter, else three digits."""
+    return f"{factor:.2f}x" if factor < 9.995 else f"{_significant(factor)}x"
+
+
 def exponent(value: float) -> str:
     """Two decimals, and no minus before a zero."""
     return f"{round(value, 2) + 0.0:.2f}"

@@ -1,0 +1,81 @@
+"""What a panel consists of, in data coordinates: the same for matplotlib and for Plotly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from arch_bench.report.facets import Facet
+from arch_bench.report.metrics import Metric
+from arch_bench.report.study import Point
+from arch_bench.report.style import Style
+
+
+class Tick(NamedTuple):
+    value: float
+    text: str
+
+
+class Mark(NamedTuple):
+    """A failure of one series at one length."""
+
+    length: int
+    y: float
+    status: str
+    text: str
+    """The status where it is written out: once per run of equal ones."""
+    side: str
+    """Which side of the mark the text stands on: left or right."""
+    series: str
+    style: Style
+
+
+class Label(NamedTuple):
+    """Words on a line, right of the axes, as near as can be to the height at which it ends."""
+
+    series: str
+    style: Style
+    y: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    series: str
+    style: Style
+    points: dict[int, Point]
+    is_faint: bool = False
+    """Tested at lengths it was not trained at, in a panel with several training lengths."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    name: str
+    points: dict[int, float]
+    """Empty if it lies off the scale: the label is drawn alone, at the edge."""
+    label: str
+    label_share: float
+    """Height of the label, as a share of the panel; above 1 where labels are stacked over the top edge."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: x is always a sequence length on a log2 scale."""
+
+    facet: Facet
+    metric: Metric
+    curves: list[Curve]
+    x_range: tuple[float, float]
+    x_ticks: list[Tick]
+    y_range: tuple[float, float]
+    y_ticks: list[Tick]
+    baselines: list[Baseline] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+    band: tuple[float, float] | None = None
+    """Where failures are drawn: beyond the worst value."""
+    trained_at: int | None = None
+    """The training length, if the panel has one."""
+    slopes: list[Label] = field(default_factory=list)
+    """The exponents that lines grow with."""
+    names: list[Label] = field(default_factory=list)
+    """What the lines are called, in a panel whose lines no other panel shares."""
