@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +76,11 @@ def shapes(cell: Cell, rows: list[Row]) -> Iterator[Shape]:
         else:
             yield from (Shape(kind, [length]) for length in getattr(cell, kind).lengths)
         if kind == "speed" and cell.speed.search_max_len:
-            yield from (Shape(kind, [length]) for length in search.lengths(_Statuses(rows)))
+            yield from (Shape(kind, [length]) for length in search.lengths(lambda: _timed(rows)))
+
+
+def _timed(rows: list[Row]) -> dict[int, Status]:
+    return {row.seq_len: row.status for row in rows if row.kind == "speed"}
 
 
 def _contenders(cell: Cell) -> list[str]:
@@ -85,25 +89,6 @@ def _contenders(cell: Cell) -> list[str]:
     if not cell.isolate:
         return kernels.contenders(cell)
     return isolate.call(kernels.contenders, cell, time_limit_s=cell.time_limit_s)
-
-
-class _Statuses(Mapping[int, Status]):
-    """Timed length -> status, as rows come."""
-
-    def __init__(self, rows: list[Row]) -> None:
-        self._rows = rows
-
-    def _found(self) -> dict[int, Status]:
-        return {row.seq_len: row.status for row in self._rows if row.kind == "speed"}
-
-    def __getitem__(self, length: int) -> Status:
-        return self._found()[length]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._found())
-
-    def __len__(self) -> int:
-        return len(self._found())
 
 
 def row_path(cell: Cell, kind: Kind, seq_len: int, contender: str = "") -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 N_HALVINGS = 3
 """After the first failure: what is found is within an eighth of the limit."""
@@ -10,22 +10,23 @@ STEP = 128
 """Lengths are multiples of it: the block of most kernels."""
 
 
-def lengths(found: Mapping[int, str]) -> Iterator[int]:
-    """Lengths to try, one after the other; the status of each has to be in `found` before the next is asked for.
+def lengths(found: Callable[[], Mapping[int, str]]) -> Iterator[int]:
+    """Lengths to try, one after the other.
 
-    Starts from the lengths in there: nothing is tried when none of them is `ok`. Every status but `ok` is a limit.
+    found: length -> status of all that was tried, the length before included. The search starts from those there are:
+    nothing is tried when none of them is `ok`. Every other status is a limit.
     """
-    fitting = [n for n, status in found.items() if status == "ok"]
+    fitting = [n for n, status in found().items() if status == "ok"]
     if not fitting:
         return
     low = max(fitting)
-    high = min((n for n in found if n > low), default=0)
+    high = min((n for n in found() if n > low), default=0)
     while not high:
         yield 2 * low
-        low, high = (2 * low, 0) if found[2 * low] == "ok" else (low, 2 * low)
+        low, high = (2 * low, 0) if found()[2 * low] == "ok" else (low, 2 * low)
     for _ in range(N_HALVINGS):
         middle = (low + high) // 2 // STEP * STEP
         if middle <= low:
             return
         yield middle
-        low, high = (middle, high) if found[middle] == "ok" else (low, middle)
+        low, high = (middle, high) if found()[middle] == "ok" else (low, middle)

@@ -14,7 +14,7 @@ from arch_bench.results import Outcome
 def tried(limit: int, listed: list[int]) -> dict[int, str]:
     """Every length that was measured, and how it ended, where lengths up to `limit` fit."""
     found = {n: "ok" if n <= limit else "oom" for n in listed}
-    for n in search.lengths(found):
+    for n in search.lengths(lambda: found):
         assert n not in found, "nothing is measured twice"
         found[n] = "ok" if n <= limit else "oom"
     return found
