@@ -353,6 +353,14 @@ def test_findings_are_silent_without_a_comparison() -> None:
     assert "nothing gets past the value set baseline" in findings(Study([score(accuracy=0.12), score("b", 0.11)]))[0]
 
 
+def test_a_small_model_does_not_win_against_a_large_one() -> None:
+    rows = [timing(name, ms * d / 64, config={"d_model": d}) for name, ms in (("a", 10), ("b", 30)) for d in (64, 128)]
+    speed, *_ = findings(Study(rows))
+    assert "a d_model=64 trains fastest (410k tokens/s), 3x as fast as b d_model=64." in speed
+    alone = findings(Study([timing("a", d, config={"d_model": d}) for d in (64, 128)]))
+    assert "a d_model=64 trains fastest" in alone[0], "one backbone at two widths is a contest of its own"
+
+
 def test_findings_tell_speed_crossover_state_and_what_is_missing() -> None:
     rows = [timing("transformer", ms, n) for n, ms in ((64, 5), (256, 10), (1024, 40))]
     rows += [timing("mamba", 20, n) for n in (64, 256, 1024)]

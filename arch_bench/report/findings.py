@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from arch_bench.report import facets, growth, metrics, picks, units
+from arch_bench.report.crossovers import dials_of
 from arch_bench.report.facets import Facet
 from arch_bench.report.metrics import Metric
 from arch_bench.report.study import Point, Study, number
@@ -132,7 +133,8 @@ def _decoding(study: Study) -> str:
         text += f"{first.series} and {second.series} are level at {_ms(first)}"
     else:
         text += f"{first.series} is fastest at {_ms(first)}, {_times(first, second)}x as fast as {second.series}"
-    states = _entries(study, contest.facet, contest.length, metrics.STATE)
+    rivals = {entry.series for entry in contest.entries}
+    states = [e for e in _entries(study, contest.facet, contest.length, metrics.STATE) if e.series in rivals]
     if len(states) > 1 and states[-1].point.value > metrics.CLOSE_COST * states[0].point.value:
         small, large = states[0], states[-1]
         text += f"; {small.series} carries the smallest state ({units.size(small.point.value)}), "
@@ -173,10 +175,20 @@ def _longest_contest(study: Study, metric: Metric) -> Contest | None:
     for facet in study.facets(metric.kind):
         lengths = {length for points in study.of(facet, metric).values() for length in points}
         for length in lengths if facet.batching != facets.LARGEST else ():
-            entries = _entries(study, facet, length, metric)
-            if len(entries) > 1:
-                found.append(Contest(facet, length, entries))
+            for entries in _alike(_entries(study, facet, length, metric)):
+                if len(entries) > 1:
+                    found.append(Contest(facet, length, entries))
     return max(found, key=lambda contest: (contest.length, len(contest.entries)), default=None)
+
+
+def _alike(entries: list[Entry]) -> list[list[Entry]]:
+    """Apart where a dial that all names show differs, if that leaves pairs: small models are no rivals of large ones."""
+    dials = [dials_of(entry.series) for entry in entries]
+    shared = set.intersection(*map(set, dials)) if dials else set()
+    apart: dict[tuple[str, ...], list[Entry]] = {}
+    for entry, of in zip(entries, dials, strict=True):
+        apart.setdefault(tuple(of[name] for name in sorted(shared)), []).append(entry)
+    return [*apart.values()] if any(len(some) > 1 for some in apart.values()) else [entries]
 
 
 def _entries(study: Study, facet: Facet, length: int, metric: Metric) -> list[Entry]:
