@@ -204,7 +204,8 @@ def _flex_mask(window: int, n: int, device: torch.device) -> Any:
     farthest = min((window - 2) // FLEX_BLOCK + 1, n_blocks - 1)  # the last behind whose nearest pair is visible
     partial = [0, *range(n_full + 1, farthest + 1)]
     full = [*range(1, min(n_full, farthest) + 1)]
-    width = n_blocks if device.type == "cpu" else max(len(partial), len(full))  # PyTorch's CPU kernel wants them square
+    width = max(len(partial), len(full))  # one for all tables: the CUDA kernels read them with the strides of one
+    width = n_blocks if device.type == "cpu" else width  # the CPU kernel wants a column for every block
     tables: dict[str, Any] = {}
     for name, sign in {"kv": -1, "q": 1}.items():
         for kind, behind in {name: partial, f"full_{name}": full}.items():

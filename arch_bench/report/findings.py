@@ -182,7 +182,7 @@ def _longest_contest(study: Study, metric: Metric) -> Contest | None:
 
 
 def _alike(entries: list[Entry]) -> list[list[Entry]]:
-    """Apart where a dial that all names show differs, if that leaves pairs: small models are no rivals of large ones."""
+    """Apart where a dial that all names show differs, if that leaves pairs: a small model is no rival of a big one."""
     dials = [dials_of(entry.series) for entry in entries]
     shared = set.intersection(*map(set, dials)) if dials else set()
     apart: dict[tuple[str, ...], list[Entry]] = {}
