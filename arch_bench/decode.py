@@ -47,6 +47,7 @@ def measure(cell: Cell, context_len: int) -> Outcome:
     total = context_len + cell.decode.n_tokens
     with device, autocast(precision, device):
         backbone: Backbone = build(cell, "backbone", vocab_size=vocab_size, max_len=total).eval()
+        memory.restart()  # attention has tried its backends
         start, prompt_metrics = _start(cell, backbone, context_len, watch)
         found = _decoded(backbone, start, cell, watch)
         state_bytes = backbone.state_bytes(context_len)
