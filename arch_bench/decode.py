@@ -47,18 +47,22 @@ def measure(cell: Cell, context_len: int) -> Outcome:
     total = context_len + cell.decode.n_tokens
     with device, autocast(precision, device):
         backbone: Backbone = build(cell, "backbone", vocab_size=vocab_size, max_len=total).eval()
-        memory.restart()  # attention has tried its backends
+        metrics: Metrics = _sizes(backbone, context_len)
+        memory.restart()  # those states, and the trial of attention's backends
         start, prompt_metrics = _start(cell, backbone, context_len, watch)
-        found = _decoded(backbone, start, cell, watch)
-        state_bytes = backbone.state_bytes(context_len)
-        n_elements = sum(t.numel() for t in tensors(backbone.init_state(1, context_len)))
-        facts = {"peak_mem_bytes": memory.read(), "state_bytes": state_bytes, "state_elements": n_elements}
-    metrics = prompt_metrics | found | facts
-    metrics |= {"batching": cell.decode.batching, "batch_size": start.batch_size, "n_params": backbone.n_params()}
+        metrics |= prompt_metrics | _decoded(backbone, start, cell, watch) | {"peak_mem_bytes": memory.read()}
+    metrics |= {"batching": cell.decode.batching, "batch_size": start.batch_size}
     del start
     memory.restart()  # room for the buffers of the copy
     metrics |= {"step_kernel": backbone.step_kernel, **_traffic(backbone, metrics, precision, watch, device)}
     return Outcome(seq_len=context_len, kernel=backbone.kernel, metrics=metrics)
+
+
+def _sizes(backbone: Backbone, context_len: int) -> Metrics:
+    """What one sequence carries at that context, counted from its tensors."""
+    state = backbone.init_state(1, context_len)
+    n_elements = sum(t.numel() for t in tensors(state))
+    return {"state_bytes": count_bytes(state), "state_elements": n_elements, "n_params": backbone.n_params()}
 
 
 class Start(NamedTuple):
