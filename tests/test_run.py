@@ -274,7 +274,7 @@ def _end_by_length(cell: Cell, shape: run.Shape, earlier: list[Row]) -> list[Row
 
 def test_whatever_ends_a_child_the_next_shape_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolate, "call", partial(_call_instead, isolate.call))
-    overrides = ["isolate=true", "phases=[speed]", "speed.lengths=[16,24,32,40]", "time_limit_s=5"]
+    overrides = ["isolate=true", "phases=[speed]", "speed.lengths=[16,24,32,40]", "time_limit_s=10"]
     rows = measured(tiny(tmp_path, *overrides))
     assert [row.status for row in rows] == ["crashed", "timeout", "oom", "ok"], [row.reason for row in rows]
     assert [row.seq_len for row in results.load([tmp_path])] == [16, 24, 32, 40]

@@ -41,6 +41,12 @@ def test_utilisation_is_flops_over_time_over_what_the_device_can_do(tmp_path: Pa
     assert "mfu" not in found, "nobody has said what this CPU's peak is"
 
 
+def test_a_scan_counts_apart(tmp_path: Path) -> None:
+    found = measured(tmp_path, "backbone=mamba")
+    assert found["elementwise_flops_per_token"] == 3 * 9 * (2 * 16) * 16  # d_inner channels of d_state numbers each
+    assert measured(tmp_path)["elementwise_flops_per_token"] == 0
+
+
 def test_a_wrong_kernel_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(gate.ALLOWED, "fp32", -1.0)
     with pytest.raises(Unsupported, match="off its reference"):
