@@ -131,6 +131,16 @@ def test_the_band_is_never_full_where_a_position_is_hidden() -> None:
             assert j < i
 
 
+@pytest.mark.parametrize(("length", "window"), [(200, 32), (700, 300), (640, 1000)])
+def test_the_blocks_of_a_row_ascend(length: int, window: int) -> None:
+    """The CUDA kernels check for the end of the sequence in the last one, and stop after as many as it has."""
+    mask = attention._flex_mask(window, length, torch.device("cpu"))
+    for name in ("kv", "full_kv", "q", "full_q"):
+        counts, which = getattr(mask, f"{name}_num_blocks")[0, 0], getattr(mask, f"{name}_indices")[0, 0]
+        for count, row in zip(counts.tolist(), which.tolist(), strict=True):
+            assert row[:count] == sorted(set(row[:count]))
+
+
 @pytest.mark.slow  # it compiles, for some 20 s
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="flex attention is compiled, which takes a C compiler")
 @pytest.mark.filterwarnings("default")  # what the compiler warns of differs between versions of torch

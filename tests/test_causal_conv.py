@@ -20,10 +20,14 @@ def expected(x: Tensor, conv: nn.Conv1d) -> Tensor:
     return y
 
 
+@pytest.mark.parametrize("compiling", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("n_taps", [1, 2, 4])
 @pytest.mark.parametrize("seq_len", [1, 3, 11])
-def test_equals_conv1d_with_gradients(seq_len: int, n_taps: int, bias: bool) -> None:
+def test_equals_conv1d_with_gradients(
+    seq_len: int, n_taps: int, bias: bool, compiling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     conv = convolution(n_taps, bias)
     x = torch.randn(2, seq_len, 6, dtype=torch.float64, requires_grad=True)
     inputs = [x, *conv.parameters()]

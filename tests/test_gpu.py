@@ -16,6 +16,7 @@ from arch_bench.backbone import Backbone
 from arch_bench.config import CONF, build, cell_of, compose
 from arch_bench.decoder import EagerDecoder, GraphDecoder
 from arch_bench.ops import attention
+from arch_bench.ops.causal_conv import causal_conv
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.ops.linear_cross_entropy import linear_cross_entropy
 from arch_bench.ops.linear_cross_entropy import obstacles as loss_obstacles
@@ -53,7 +54,7 @@ def tokens() -> torch.Tensor:
 def test_auto_is_the_fused_kernel() -> None:
     found = {name: backbone(name, "auto").kernel for name in options(CONF, "backbone")}
     assert found["lstm"] == "cudnn"
-    assert found["local_attention"] == "flex"
+    assert found["local_attention"] == "flex", "FlashAttention takes no fp32"
     assert found["transformer"] == "sdpa_efficient", "the only backend that takes fp32"
 
 
@@ -133,17 +134,46 @@ def test_cudnn_gets_a_long_sequence_in_parts() -> None:
 
 
 @pytest.mark.parametrize("with_slopes", [False, True])
-@pytest.mark.parametrize("window", [7, 64, 1000])
-def test_flex_equals_the_reference(window: int, with_slopes: bool) -> None:
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 4, 300, 32, device="cuda", requires_grad=True) for _ in range(3))
+@pytest.mark.parametrize(("length", "window"), [(200, 64), (300, 7), (300, 64), (300, 1000)])
+def test_flex_equals_the_reference(length: int, window: int, with_slopes: bool) -> None:
     slopes = alibi_slopes(4).cuda() if with_slopes else None
+    q, k, v = heads(length, torch.float32)
     expected = attention.local_reference(q, k, v, window, slopes)
-    found = attention.local_flex(q, k, v, window, slopes)
-    torch.testing.assert_close(found, expected, atol=5e-3, rtol=5e-3)
-    wanted = torch.autograd.grad(expected.square().sum(), (q, k, v))
-    for got, want in zip(torch.autograd.grad(found.square().sum(), (q, k, v)), wanted, strict=True):
-        assert (got - want).norm() / want.norm() < 1e-2
+    assert_same(attention.local_flex(q, k, v, window, slopes), expected, (q, k, v), 5e-3)
+
+
+@pytest.mark.parametrize(("length", "window"), [(200, 64), (300, 7), (300, 1), (300, 1000)])
+def test_varlen_equals_the_reference(length: int, window: int) -> None:
+    q, k, v = heads(length, torch.bfloat16)
+    expected = attention.local_reference(q, k, v, window)
+    assert_same(attention.local_varlen(q, k, v, window), expected, (q, k, v), 2e-2)
+
+
+def heads(length: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(0)
+    return tuple(torch.randn(2, 4, length, 32, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3))
+
+
+def assert_same(
+    found: torch.Tensor, expected: torch.Tensor, inputs: tuple[torch.Tensor, ...], tolerance: float
+) -> None:
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+    wanted = torch.autograd.grad(expected.square().sum(), inputs)
+    for got, want in zip(torch.autograd.grad(found.square().sum(), inputs), wanted, strict=True):
+        assert (got - want).norm() / want.norm() < 2 * tolerance
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_compiled_convolution_equals_the_eager_one(channels_first: bool, precision: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 300, 64, device="cuda", dtype=precision)
+    x = (x.mT.contiguous().mT if channels_first else x).requires_grad_()
+    conv = torch.nn.Conv1d(64, 64, 4, groups=64, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16, enabled=precision == torch.bfloat16):
+        expected = causal_conv(x, conv.weight, conv.bias)
+        found = torch.compile(causal_conv)(x, conv.weight, conv.bias)
+    assert_same(found, expected, (x, *conv.parameters()), 1e-3 if precision == torch.float32 else 2e-2)
 
 
 @pytest.mark.parametrize("name", FUSED)
@@ -157,7 +187,7 @@ def test_a_cell_runs_in_bf16(name: str, tmp_path: Path) -> None:
     speed, decode, quality = rows
     assert (decode.metrics["step"], decode.metrics["prefill_step"]) == ("graph", "graph"), decode.metrics
     assert speed.metrics["peak_mem_bytes"] > 16384 * 128 * 4, "activations are counted, though a graph holds them"  # type: ignore[operator]
-    assert speed.kernel in {FUSED[name], "sdpa_cudnn", "sdpa_flash"}
+    assert speed.kernel in {FUSED[name], "sdpa_cudnn", "sdpa_flash", "varlen"} - {"flex"}
     assert (speed.metrics["step"], speed.metrics["step_why"]) == ("graph", None)
     assert (quality.metrics["step"], quality.metrics["step_why"]) == ("graph", None)
     assert speed.metrics["forward_ms"] < speed.metrics["forward_backward_ms"] < speed.metrics["train_step_ms"]  # type: ignore[operator]

@@ -43,9 +43,11 @@ class Attention(Mixer):
         self.choose(kernel, self._kernels())
 
     def _kernels(self) -> dict[str, str | None]:
+        return attention.sdpa_obstacles(self._heads())
+
+    def _heads(self) -> attention.Heads:
         device, d_head = self.out.weight.device, self.out.in_features // self.n_heads
-        heads = attention.Heads(device, self.cache_dtype(), self.n_heads, d_head, self.slopes is not None)
-        return attention.sdpa_obstacles(heads)
+        return attention.Heads(device, self.cache_dtype(), self.n_heads, d_head, self.slopes is not None)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention.KERNELS[self.kernel](q, k, v, self.slopes)
@@ -125,8 +127,9 @@ class LocalAttention(Attention):
         super().__init__(d_model=d_model, n_heads=n_heads, positions=positions, kernel=kernel)
 
     def _kernels(self) -> dict[str, str | None]:
-        flex = attention.flex_obstacle(self.out.weight.device, self.out.in_features // self.n_heads)
-        return {"flex": flex, "blocks": None, "reference": None}
+        heads = self._heads()
+        fused = {"varlen": attention.varlen_obstacle(heads), "flex": attention.flex_obstacle(heads)}
+        return {**fused, "blocks": None, "reference": None}
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention.LOCAL_KERNELS[self.kernel](q, k, v, self.window, self.slopes)

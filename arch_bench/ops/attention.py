@@ -170,6 +170,31 @@ def _with_previous_block(x: Tensor, n_blocks: int, window: int) -> Tensor:
     return torch.cat((blocks[:, :, :-1], blocks[:, :, 1:]), dim=3).flatten(1, 2)
 
 
+def local_varlen(q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | None = None) -> Tensor:
+    """The same by FlashAttention, as PyTorch offers it (CUDA, half precision, without slopes)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert slopes is None
+    B, _, T, _ = q.shape
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    ends = torch.arange(0, B * T + 1, T, device=q.device, dtype=torch.int32)
+    y: Any = varlen_attn(q, k, v, ends, ends, T, T, window_size=(window - 1, 0))
+    return y.unflatten(0, (B, T)).transpose(1, 2)
+
+
+def varlen_obstacle(heads: Heads) -> str | None:
+    """Why FlashAttention with a window cannot train here, or None."""
+    if heads.device.type != "cuda":
+        return f"needs a CUDA device, not {heads.device.type}; use kernel=blocks"
+    if heads.dtype not in (torch.bfloat16, torch.float16):
+        return "FlashAttention takes half precision; use kernel=flex, or precision=bf16"
+    if heads.d_head % 8 or heads.d_head > 256:
+        return f"FlashAttention takes heads up to 256 wide, in steps of 8, not {heads.d_head}; use kernel=blocks"
+    if heads.with_slopes:
+        return "FlashAttention as PyTorch offers it takes no ALiBi slopes; use kernel=flex"
+    return None
+
+
 def local_flex(q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | None = None) -> Tensor:
     """The same by PyTorch's block-sparse flex attention (CUDA: its backward does not exist on a CPU)."""
 
@@ -209,25 +234,28 @@ def _flex_mask(window: int, n: int, device: torch.device) -> Any:
     tables: dict[str, Any] = {}
     for name, sign in {"kv": -1, "q": 1}.items():
         for kind, behind in {name: partial, f"full_{name}": full}.items():
-            n_there, which = _band(behind, n_blocks, width, device, sign)
+            n_there, which = _band([sign * distance for distance in behind], n_blocks, width, device)
             tables |= {f"{kind}_num_blocks": n_there, f"{kind}_indices": which}
     return BlockMask(seq_lengths=(n, n), **tables, BLOCK_SIZE=(FLEX_BLOCK, FLEX_BLOCK), mask_mod=visible)
 
 
-def _band(behind: list[int], n_blocks: int, width: int, device: torch.device, sign: int) -> tuple[Tensor, Tensor]:
-    """For each block how many others it meets, and which, `sign` times the distances `behind` away, as (1, 1, ...)."""
-    distance = torch.tensor([*behind, *[n_blocks] * (width - len(behind))], device=device)
-    which = torch.arange(n_blocks, device=device)[:, None] + sign * distance
-    is_there = (which >= 0) & (which < n_blocks)  # the near ones come first, so those that are there do
-    return is_there.sum(-1).int()[None, None], which.clamp(0, n_blocks - 1).int()[None, None]
+def _band(steps: list[int], n_blocks: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each block how many others it meets, and which, `steps` away from itself, as (1, 1, ...).
+
+    In ascending order: the CUDA kernels look for the end of the sequence in the last block of a row.
+    """
+    nowhere = [n_blocks] * (width - len(steps))
+    which = torch.arange(n_blocks, device=device)[:, None] + torch.tensor([*sorted(steps), *nowhere], device=device)
+    which = which.where(which >= 0, n_blocks).sort(-1).values  # what is not there comes last
+    return (which < n_blocks).sum(-1).int()[None, None], which.clamp(max=n_blocks - 1).int()[None, None]
 
 
-def flex_obstacle(device: torch.device, d_head: int) -> str | None:
+def flex_obstacle(heads: Heads) -> str | None:
     """Why flex attention cannot train here, or None."""
-    if device.type != "cuda":
+    if heads.device.type != "cuda":
         return "flex attention trains on CUDA only; use kernel=blocks"
-    if d_head < 16:
-        return f"flex attention takes heads at least 16 wide, not {d_head}; use kernel=blocks"
+    if heads.d_head < 16:
+        return f"flex attention takes heads at least 16 wide, not {heads.d_head}; use kernel=blocks"
     if find_spec("triton") is None:
         return "flex attention needs triton, which is not installed; use kernel=blocks"
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
@@ -248,6 +276,7 @@ KERNELS: dict[str, AttentionFn] = {
     "reference": reference,
 }
 LOCAL_KERNELS: dict[str, LocalAttentionFn] = {
+    "varlen": local_varlen,
     "flex": local_flex,
     "blocks": local_blocks,
     "reference": local_reference,

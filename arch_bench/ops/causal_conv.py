@@ -22,11 +22,24 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, window: T
     if window is not None:
         n_before = window.shape[1]
         return causal_conv(torch.cat((window.to(x.dtype), x), 1), weight, bias)[:, n_before:]
+    if torch.compiler.is_compiling():
+        return _fusible(x, weight, bias)
     if x.is_cuda:
         n_taps = weight.shape[-1]
-        return F.conv1d(F.pad(x.mT, (n_taps - 1, 0)), weight, bias, groups=weight.shape[0]).mT.to(x.dtype)
+        wider = F.conv1d(x.mT, weight, bias, padding=n_taps - 1, groups=weight.shape[0])
+        return wider[..., : x.shape[1]].mT.to(x.dtype)
     y: Tensor = _ShiftedProducts.apply(x, weight, bias)
     return y
+
+
+def _fusible(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Written out, for a compiler to make one kernel of it and of what surrounds it: `conv1d` is a wall to it."""
+    first, *rest = weight.permute(2, 0, 1)  # (channels, 1) each
+    padded = F.pad(x.mT, (len(rest), 0))
+    y = padded[..., : x.shape[1]] * first
+    for k, tap in enumerate(rest, start=1):
+        y = y + padded[..., k : k + x.shape[1]] * tap
+    return (y if bias is None else y + bias[:, None]).mT.to(x.dtype)
 
 
 def causal_window(x: Tensor, n_taps: int) -> Tensor:
