@@ -142,7 +142,7 @@ def test_flex_equals_the_reference(length: int, window: int, with_slopes: bool) 
     assert_same(attention.local_flex(q, k, v, window, slopes), expected, (q, k, v), 5e-3)
 
 
-@pytest.mark.parametrize(("length", "window"), [(200, 64), (300, 7), (300, 1), (300, 1000)])
+@pytest.mark.parametrize(("length", "window"), [(200, 64), (300, 7), (300, 2), (300, 1000)])
 def test_varlen_equals_the_reference(length: int, window: int) -> None:
     q, k, v = heads(length, torch.bfloat16)
     expected = attention.local_reference(q, k, v, window)

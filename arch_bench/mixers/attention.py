@@ -61,7 +61,8 @@ class Attention(Mixer):
         position: where the one token stands that x holds; None for a sequence from its start.
         """
         B, T, _ = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        heads = self.qkv(x).view(B, T, 3, self.n_heads, -1)
+        q, k, v = (each.transpose(1, 2) for each in heads.unbind(2))  # so that gradients return in the layout of x
         if self.is_rotary:
             K = q.shape[-1]
             sines = first_waves(T, K, x.device) if position is None else waves(position[None], K)

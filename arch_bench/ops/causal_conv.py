@@ -26,8 +26,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, window: T
         return _fusible(x, weight, bias)
     if x.is_cuda:
         n_taps = weight.shape[-1]
-        wider = F.conv1d(x.mT, weight, bias, padding=n_taps - 1, groups=weight.shape[0])
-        return wider[..., : x.shape[1]].mT.to(x.dtype)
+        return F.conv1d(F.pad(x.mT, (n_taps - 1, 0)), weight, bias, groups=weight.shape[0]).mT.to(x.dtype)
     y: Tensor = _ShiftedProducts.apply(x, weight, bias)
     return y
 
