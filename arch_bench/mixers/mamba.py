@@ -111,7 +111,7 @@ class Mamba(Mixer):
 
     def _parallel(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Output, convolution input and last h. x: (B, L, d_model)."""
-        x, z = self._project(x, self.in_proj.weight).chunk(2, -1)
+        x, z = (self._project(x, half) for half in self.in_proj.weight.chunk(2))  # no joining of their gradients
         u = F.silu(causal_conv(x, self.conv1d.weight, self.conv1d.bias))
         y, h = selective_scan(self._select(u, z), kernel=self.kernel)
         return self.out_proj(y), x, h
