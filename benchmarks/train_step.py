@@ -25,7 +25,7 @@ from tabulate import tabulate
 
 from arch_bench import isolate, provenance, quality, tracking
 from arch_bench.backbone import TRAIN_PER_FORWARD
-from arch_bench.blocks import TaskData
+from arch_bench.data import TaskData
 from arch_bench.ceiling import matmul_tflops
 from arch_bench.config import Cell, build, cell_of, compose
 from arch_bench.lit import LitSequence
@@ -41,7 +41,7 @@ MQAR = ["task=mqar", "seq_len=256", "task.n_pairs=64", "task.vocab_size=8192", "
 """The cell of the comparison: 64 pairs in 256 tokens, a vocabulary of 8,192, two layers."""
 CONTENDERS = {
     "transformer": [],
-    "zoology": ["backbone.positions=learned", "backbone.mixer.n_heads=1", "backbone.mlp_ratio=0"],
+    "zoology": ["backbone.positions=learned", "backbone.mixer.n_heads=1", "backbone.mlp=none"],
     "local_attention": ["backbone=local_attention"],
     "lstm": ["backbone=lstm"],
     "mamba": ["backbone=mamba", "kernel=mamba_ssm"],

@@ -105,12 +105,12 @@ def test_state_bytes_are_those_of_the_tensors(name: str) -> None:
 
 
 def test_flops_of_one_token_are_those_that_a_counter_sees(name: str) -> None:
-    model = backbone(name, "kernel=reference", "backbone.mlp_ratio=0")
+    model = backbone(name, "kernel=reference", "backbone.mlp=none")
     with FlopCounterMode(display=False) as counter:
         logits(model, tokens(1))
     seen = counter.get_total_flops() / BATCH
     assert seen <= model.flops_per_token(1, n_scored=1) <= 1.1 * seen  # on a CPU it sees no depthwise convolution
-    assert backbone(name, "backbone.mlp_ratio=0").flops_per_token(1, n_scored=1) == model.flops_per_token(1, n_scored=1)
+    assert backbone(name, "backbone.mlp=none").flops_per_token(1, n_scored=1) == model.flops_per_token(1, n_scored=1)
 
 
 def test_flops_grow_with_the_width_and_with_the_state(name: str) -> None:
@@ -238,7 +238,7 @@ def test_learned_positions_end_with_their_table() -> None:
         model.init_state(1, LENGTH + 1)
 
 
-@pytest.mark.parametrize(("overrides", "absent"), [(["backbone.mlp_ratio=0"], "mlp"), (["backbone.d_conv=0"], "conv")])
+@pytest.mark.parametrize(("overrides", "absent"), [(["backbone.mlp=none"], "mlp"), (["backbone.d_conv=0"], "conv")])
 def test_parts_of_the_block_can_be_left_out(name: str, overrides: list[str], absent: str) -> None:
     model = backbone(name, *overrides)
     assert getattr(model.blocks[0], absent) is None

@@ -49,7 +49,7 @@ def flops(name: str, *overrides: str) -> float:
 
 
 @pytest.mark.parametrize("name", MIXERS)
-@pytest.mark.parametrize(("dial", "extra"), [("d_conv=0", 0), ("d_conv=3", 2 * 8 * 3), ("mlp_ratio=0", -MLP)])
+@pytest.mark.parametrize(("dial", "extra"), [("d_conv=0", 0), ("d_conv=3", 2 * 8 * 3), ("mlp=none", -MLP)])
 def test_count_by_hand(name: str, dial: str, extra: int) -> None:
     head = 2 * 8 * 11 * 4 / 16
     assert flops(name, f"backbone.{dial}") == 2 * (MIXERS[name] + MLP + extra) + head
@@ -72,7 +72,7 @@ def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @pytest.fixture
 def visible_conv(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("backbone", "mixers.mamba"):
+    for module in ("block", "mixers.mamba"):
         monkeypatch.setattr(f"arch_bench.{module}.causal_conv", conv1d)
 
 

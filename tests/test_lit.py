@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from arch_bench import lit
-from arch_bench.blocks import Blocks, TaskData, cut
+from arch_bench.data import Blocks, TaskData, cut
 from arch_bench.config import CONF, Cell, build, cell_of, compose
 from arch_bench.lit import LitSequence
 from arch_bench.train_step import TrainStep
