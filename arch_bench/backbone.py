@@ -25,15 +25,16 @@ class Backbone(nn.Module):
         d_model: width of the residual stream.
         n_layers: blocks.
         max_len: length of a learned position table; the other positions ignore it.
-        mixer: builds one sequence mixer when called with d_model; a list of such is repeated over depth.
+        mixer: builds one sequence mixer when called with d_model; with a pattern, such by name.
+        pattern: names of mixers, which the blocks have in turn.
         positions: none | learned | sinusoidal (added to the embedding) | rotary | alibi (inside attention).
         norm, norm_at, mlp, mlp_ratio, d_conv: as in `Block`; norm_at=pre ends with one more norm.
         dropout: on embeddings and on what each half of a block adds.
         tie_embeddings: the head shares the embedding's matrix.
 
     Raises:
-        ValueError: the mixer does not fit the width, or cannot apply the positions; a list of mixers is longer than
-            the model is deep.
+        ValueError: the mixer does not fit the width, or cannot apply the positions; a pattern is longer than the model
+            is deep.
         Unsupported: the kernel asked for cannot run here.
     """
 
@@ -44,7 +45,8 @@ class Backbone(nn.Module):
         d_model: int,
         n_layers: int,
         max_len: int,
-        mixer: Callable[..., Mixer] | list[Callable[..., Mixer]],
+        mixer: Callable[..., Mixer] | dict[str, Callable[..., Mixer]],
+        pattern: list[str] | None,
         positions: Positions,
         norm: Norm,
         norm_at: NormAt,
@@ -59,9 +61,11 @@ class Backbone(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.positions = absolute_positions(positions, max_len, d_model)
         self.dropout = nn.Dropout(dropout)
-        mixers = mixer if isinstance(mixer, list) else [mixer]
-        if len(mixers) > n_layers:
-            raise ValueError(f"n_layers={n_layers} is less than the {len(mixers)} mixers of the pattern")
+        mixers = [mixer[name] for name in pattern or ()] if isinstance(mixer, dict) else [mixer]
+        if not 1 <= len(mixers) <= n_layers:
+            raise ValueError(
+                f"backbone.pattern has {len(mixers)} mixers for n_layers={n_layers}; give it 1 to {n_layers}"
+            )
         self.blocks = nn.ModuleList(
             Block(
                 mixers[i % len(mixers)](d_model=d_model),

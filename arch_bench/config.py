@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from arch_bench import usage
@@ -110,7 +112,7 @@ class Cell(_Record):
 
 def cell_of(cfg: DictConfig) -> Cell:
     """Resolve and check a composed config. Raises ConfigError for the first value that is not allowed."""
-    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    values = OmegaConf.to_container(_with_pattern(cfg), resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
     try:
         return Cell.model_validate(values)
@@ -124,6 +126,39 @@ def compose(overrides: list[str]) -> DictConfig:
         cfg = hydra.compose("config", overrides=overrides, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def _with_pattern(cfg: DictConfig) -> DictConfig:
+    """The same config, with the mixers that a pattern names put into `backbone.mixer`, under what is there already."""
+    pattern = cfg.backbone.get("pattern")
+    if not isinstance(pattern, ListConfig):
+        return cfg
+    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg])
+    for name in dict.fromkeys(pattern):
+        mixer, changes = _mixer_of(name, pattern), cfg.backbone.mixer.get(name, {})
+        for key in set(changes) - set(mixer):
+            raise ConfigError(f"backbone.mixer.{name}.{key} is not a key; it takes: {', '.join(map(str, mixer))}")
+        with open_dict(cfg):
+            cfg.backbone.mixer[name] = OmegaConf.merge(mixer, changes)
+    return cfg
+
+
+def _mixer_of(name: str, pattern: ListConfig) -> DictConfig:
+    known = usage.options(CONF, "backbone")
+    if name not in known:
+        raise ConfigError(f"backbone.pattern={pattern}: {name} is unknown; choose from: {', '.join(known)}")
+    mixer = _composed_mixer(name)
+    if "_target_" not in mixer:
+        raise ConfigError(f"backbone.pattern={pattern}: {name} is a pattern itself; name its mixers instead")
+    return mixer
+
+
+@cache
+def _composed_mixer(name: str) -> DictConfig:
+    is_running = GlobalHydra.instance().is_initialized()  # on the command line, not in a test or a notebook
+    with nullcontext() if is_running else hydra.initialize_config_dir(str(CONF), **HYDRA):
+        mixer: DictConfig = hydra.compose("config", overrides=[f"backbone={name}"]).backbone.mixer
+    return mixer
 
 
 def with_kernel(cell: Cell, kernel: str) -> Cell:
@@ -193,16 +228,28 @@ def _check_types(path: str, node: Node) -> None:
         target = hydra.utils.get_class(node["_target_"])
     except (ImportError, ValueError, InstantiationException) as error:
         raise ConfigError(f"{path}._target_={node['_target_']}: {str(error).splitlines()[0]}") from None
-    parameters = inspect.signature(target, eval_str=True).parameters
+    annotations = _annotations(target)
     for key, value in node.items():
         if key.startswith("_") or isinstance(value, dict):
             continue
-        if key not in parameters:
+        if key not in annotations:
             raise ConfigError(f"{path}.{key}={value}: {node['_target_']} takes no {key}")
         try:
-            TypeAdapter(parameters[key].annotation).validate_python(value, strict=True)
+            TypeAdapter(annotations[key]).validate_python(value, strict=True)
         except ValidationError as error:
             raise ConfigError(_first_complaint(error, f"{path}.{key}")) from None
+
+
+def _annotations(target: type) -> dict[str, Any]:
+    """What a constructor takes, by name; `**dials: Unpack[SomeTypedDict]` counts as the keys of that."""
+    found: dict[str, Any] = {}
+    for name, parameter in inspect.signature(target, eval_str=True).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            (dials,) = get_args(parameter.annotation)
+            found |= get_type_hints(dials)
+        else:
+            found[name] = parameter.annotation
+    return found
 
 
 def _first_complaint(error: ValidationError, path: str = "") -> str:

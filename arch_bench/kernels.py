@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from arch_bench import gate
 from arch_bench.backbone import Backbone
-from arch_bench.config import Cell, build, with_kernel
+from arch_bench.config import Cell, ConfigError, build, with_kernel
 from arch_bench.graph import capture
 from arch_bench.measure import PeakMemory, Stopwatch, Timing, pick_device, warm_up
 from arch_bench.ops.kernel import Unsupported
@@ -24,7 +24,12 @@ N_INPUTS = 4
 
 
 def contenders(cell: Cell) -> list[str]:
-    """Every implementation that the mixer of a cell knows, those that cannot run here included, and bare calls."""
+    """Every implementation that the mixer of a cell knows, those that cannot run here included, and bare calls.
+
+    Raises ConfigError for a backbone of several mixers, which have no kernel in common.
+    """
+    if (pattern := cell.backbone["pattern"]) is not None:
+        raise ConfigError(f"phases=[kernels] compares the kernels of one mixer; choose one of {', '.join(pattern)}")
     mixer = _backbone(cell, "auto", cell.seq_len).mixer
     return [*mixer.kernels, *mixer.bare()]
 

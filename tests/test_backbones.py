@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from models import BACKBONES, depth
 from torch.utils.flop_counter import FlopCounterMode
 
 from arch_bench.backbone import Backbone
-from arch_bench.config import CONF, Cell, build, cell_of, compose
+from arch_bench.config import Cell, ConfigError, build, cell_of, compose
 from arch_bench.mixers.base import count_bytes, tensors
 from arch_bench.ops.kernel import Unsupported, choose_kernel
-from arch_bench.usage import options
 
-BACKBONES = options(CONF, "backbone")
 VOCAB, BATCH = 11, 2
 LENGTH = 40
 """Longer than the default window, so that a window shows."""
@@ -27,7 +26,7 @@ def cell(*overrides: str) -> Cell:
 
 def backbone(name: str, *overrides: str) -> Backbone:
     torch.manual_seed(0)
-    return build(cell(f"backbone={name}", *overrides), "backbone", vocab_size=VOCAB).eval()
+    return build(cell(f"backbone={name}", depth(name, 2), *overrides), "backbone", vocab_size=VOCAB).eval()
 
 
 def tokens(length: int = LENGTH) -> torch.Tensor:
@@ -156,12 +155,18 @@ def test_state_at_a_position_costs_what_the_real_one_does(name: str) -> None:
 
 
 def runnable_kernels(name: str) -> list[str]:
-    """What the mixer offers here besides its reference."""
+    """What the mixer offers here besides its reference; the mixers of a pattern have no kernel in common but `auto`."""
+    if is_hybrid(name):
+        return ["auto"]
     with pytest.raises(ValueError, match="choose from: auto, ") as refused:
         backbone(name, "kernel=none_such")
     offered = str(refused.value).partition("choose from: auto, ")[2].split(", ")
     assert "reference" in offered
     return [kernel for kernel in offered if kernel != "reference" and runs_here(name, kernel)]
+
+
+def is_hybrid(name: str) -> bool:
+    return cell(f"backbone={name}").backbone["pattern"] is not None
 
 
 def runs_here(name: str, kernel: str) -> bool:
@@ -184,7 +189,7 @@ def test_every_kernel_equals_the_reference(name: str) -> None:
     assert kernels, "a fast kernel that runs anywhere stands beside the reference"
     for kernel in kernels:
         model = backbone(name, f"kernel={kernel}")
-        assert model.kernel == kernel
+        assert model.kernel == kernel or is_hybrid(name)
         torch.testing.assert_close(logits(model, tokens()), expected, atol=1e-5, rtol=1e-4)
         found = gradients(model)
         assert found.keys() == expected_grads.keys()
@@ -220,7 +225,8 @@ def test_runs_on_bf16_autocast(name: str) -> None:
 
 @pytest.mark.parametrize("positions", ["none", "learned", "sinusoidal", "rotary", "alibi"])
 def test_positions_are_a_dial(name: str, positions: str) -> None:
-    if positions in {"rotary", "alibi"} and not backbone(name).blocks[0].mixer.takes_relative_positions:  # type: ignore[union-attr]
+    mixers = [block.mixer for block in backbone(name).blocks]
+    if positions in {"rotary", "alibi"} and not any(mixer.takes_relative_positions for mixer in mixers):  # type: ignore[union-attr]
         with pytest.raises(ValueError, match=f"positions={positions} works inside attention only"):
             backbone(name, f"backbone.positions={positions}")
         return
@@ -243,6 +249,36 @@ def test_parts_of_the_block_can_be_left_out(name: str, overrides: list[str], abs
     model = backbone(name, *overrides)
     assert getattr(model.blocks[0], absent) is None
     assert logits(model, tokens()).shape == (BATCH, LENGTH, VOCAB)
+
+
+def test_a_pattern_repeats_over_the_depth() -> None:
+    pattern = ["backbone.pattern=[mamba,mamba,lstm]", "+backbone.mixer.mamba.d_state=4", "n_layers=5"]
+    model = backbone("hybrid", *pattern)
+    assert [type(block.mixer).__name__ for block in model.blocks] == ["Mamba", "Mamba", "LSTM", "Mamba", "Mamba"]
+    assert model.blocks[0].mixer.d_state == 4
+    assert model.blocks[0].mixer is not model.blocks[1].mixer
+    assert model.kernel == "chunked+aten"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "complaint"),
+    [
+        ("[mamba,mambo]", "mambo is unknown; choose from: "),
+        ("[mamba,hybrid]", "hybrid is a pattern itself; name its mixers instead"),
+        ("mamba", "backbone.pattern=mamba: input should be a valid list"),
+        ("[mamba,mamba,lstm]", "backbone.pattern has 3 mixers for n_layers=2; give it 1 to 2"),
+        ("[]", "backbone.pattern has 0 mixers"),
+    ],
+)
+def test_a_wrong_pattern_is_named(pattern: str, complaint: str) -> None:
+    cfg = compose(["backbone=hybrid", f"backbone.pattern={pattern}"])
+    with pytest.raises(ConfigError, match=complaint):
+        build(cell_of(cfg), "backbone", vocab_size=VOCAB)
+
+
+def test_what_a_mixer_of_a_pattern_does_not_take_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"backbone.mixer.mamba.d_stat is not a key; it takes: .*d_state, d_conv"):
+        cell("backbone=samba", "+backbone.mixer.mamba.d_stat=8")
 
 
 def test_a_tied_head_is_counted_once(name: str) -> None:

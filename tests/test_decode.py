@@ -6,23 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import BACKBONES, depth
 
 from arch_bench import decode
 from arch_bench.backbone import Backbone
-from arch_bench.config import CONF, build, cell_of, compose
+from arch_bench.config import build, cell_of, compose
 from arch_bench.decoder import EagerDecoder
-from arch_bench.usage import options
 
 SMALL = ["logger=none", "d_model=16", "n_layers=1", "task.vocab_size=64", "decode.n_tokens=4", "device=cpu"]
 
 
 def model(name: str) -> Backbone:
     torch.manual_seed(0)
-    built: Backbone = build(cell_of(compose([*SMALL, f"backbone={name}"])), "backbone", vocab_size=64, max_len=32)
+    built: Backbone = build(
+        cell_of(compose([*SMALL, f"backbone={name}", depth(name, 1)])), "backbone", vocab_size=64, max_len=32
+    )
     return built.eval()
 
 
-@pytest.mark.parametrize("name", options(CONF, "backbone"))
+@pytest.mark.parametrize("name", BACKBONES)
 @torch.no_grad()
 def test_a_decoder_goes_on_from_a_prompt_and_back_to_it(name: str) -> None:
     backbone = model(name)

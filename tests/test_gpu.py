@@ -59,7 +59,7 @@ def test_auto_is_the_fused_kernel() -> None:
 
 
 def test_auto_is_the_fastest_backend_that_was_measured() -> None:
-    heads = attention.Heads(CUDA, torch.bfloat16, n_heads=4, d_head=32, with_slopes=False)
+    heads = attention.Heads(CUDA, torch.bfloat16, n_heads=4, n_kv_heads=4, d_head=32, with_slopes=False)
     times = [attention._sdpa_speed(name, heads) for name in attention.sdpa_obstacles(heads) if "sdpa_" in name]
     assert times == sorted(times), "the fastest comes first"  # type: ignore[type-var]
     refused = attention.sdpa_obstacles(heads._replace(dtype=torch.float32))

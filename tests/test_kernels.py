@@ -6,23 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import BACKBONES, depth
 
 from arch_bench import kernels, run
-from arch_bench.config import CONF, Cell, cell_of, compose, with_kernel
+from arch_bench.config import Cell, ConfigError, cell_of, compose, with_kernel
 from arch_bench.mixers.recurrent import LSTM
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.results import Row
-from arch_bench.usage import options
 
 SMALL = ["logger=none", "isolate=false", "device=cpu", "d_model=16", "n_layers=1", "phases=[kernels]"]
 SPEED = ["speed.lengths=[32,64]", "speed.tokens_per_step=64", "speed.n_steps=3", "speed.max_seconds=0.2"]
 
 
 def cell_for(name: str, folder: Path, *overrides: str) -> Cell:
-    return cell_of(compose([*SMALL, *SPEED, f"backbone={name}", f"results_dir={folder}", *overrides]))
+    return cell_of(compose([*SMALL, *SPEED, f"backbone={name}", depth(name, 1), f"results_dir={folder}", *overrides]))
 
 
-@pytest.mark.parametrize("name", options(CONF, "backbone"))
+@pytest.mark.parametrize("name", [name for name in BACKBONES if depth(name, 1) == "n_layers=1"])
 def test_every_implementation_has_a_row_at_every_length(name: str, tmp_path: Path) -> None:
     cell = cell_for(name, tmp_path)
     names = kernels.contenders(cell)
@@ -36,6 +36,11 @@ def test_every_implementation_has_a_row_at_every_length(name: str, tmp_path: Pat
         for row in timed:
             check(row, 64 // length)
     assert run.run_cell(cell, say=lambda row: None) == rows, "the second time all is there"
+
+
+def test_a_hybrid_is_told_to_name_one_mixer(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"compares the kernels of one mixer; choose one of mamba, local_attention"):
+        run.run_cell(cell_for("samba", tmp_path), say=lambda row: None)
 
 
 def check(row: Row, batch_size: int) -> None:

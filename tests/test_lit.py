@@ -11,14 +11,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from models import BACKBONES, depth
 from torch import Tensor
 
 from arch_bench import lit
+from arch_bench.config import Cell, build, cell_of, compose
 from arch_bench.data import Blocks, TaskData, cut
-from arch_bench.config import CONF, Cell, build, cell_of, compose
 from arch_bench.lit import LitSequence
 from arch_bench.train_step import TrainStep
-from arch_bench.usage import options
 from tasks import corpus
 from tasks.base import Split
 from tasks.text import Text
@@ -114,10 +114,10 @@ def test_early_stopping_ends_at_a_validation(tmp_path: Path) -> None:
     assert run.global_step == 40
 
 
-@pytest.mark.parametrize("name", options(CONF, "backbone"))
+@pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("stopped_at", [10, 50, 70])
 def test_resuming_at_any_block_changes_no_bit(name: str, stopped_at: int, tmp_path: Path) -> None:
-    chosen = [f"backbone={name}", "backbone.dropout=0.2"]
+    chosen = [f"backbone={name}", depth(name, 1), "backbone.dropout=0.2"]
     whole, data = parts(*chosen)
     trainer(data, tmp_path).fit(whole, datamodule=data)
 

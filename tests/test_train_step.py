@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from models import BACKBONES, depth
 
 from arch_bench import train_step
 from arch_bench.backbone import Backbone
-from arch_bench.config import CONF, ConfigError, Optim, build, cell_of, compose
+from arch_bench.config import ConfigError, Optim, build, cell_of, compose
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.ops.linear_cross_entropy import choose_loss_kernel, linear_cross_entropy, obstacles
 from arch_bench.optimizer import make_optimizer, rate_factor
 from arch_bench.train_step import TrainStep, list_scored, pick_step, scored_hidden, scored_loss
-from arch_bench.usage import options
 from tasks.base import IGNORE, Batch, stream
 
 CPU = torch.device("cpu")
@@ -48,9 +48,9 @@ def test_schedules_after_the_warm_up() -> None:
     assert factor(0, "constant", warmup=0.0) == 1.0
 
 
-@pytest.mark.parametrize("name", options(CONF, "backbone"))
+@pytest.mark.parametrize("name", BACKBONES)
 def test_only_matrices_decay(name: str) -> None:
-    model = build(cell_of(compose([f"backbone={name}"])), "backbone", vocab_size=11)
+    model = build(cell_of(compose([f"backbone={name}", depth(name, 2)])), "backbone", vocab_size=11)
     decayed, exempt = make_optimizer(model, OPTIM, torch.tensor(0.1)).param_groups
     names = {id(p): key for key, p in model.named_parameters()}
     assert len(decayed["params"]) + len(exempt["params"]) == len(names)
@@ -58,7 +58,7 @@ def test_only_matrices_decay(name: str) -> None:
     assert exempt["weight_decay"] == 0.0
     assert all(p.dim() >= 2 for p in decayed["params"])
     kept = {names[id(p)] for p in exempt["params"]}
-    assert {"embedding.weight", "norm.weight", "norm.bias"} <= kept
+    assert {"embedding.weight", "norm.weight"} <= kept
     assert not any(key.endswith(("A_log", ".D", "bias")) for key in map(names.get, map(id, decayed["params"])) if key)
 
 
@@ -232,9 +232,9 @@ def test_running_out_of_memory_is_no_reason_to_fall_back(monkeypatch: pytest.Mon
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", options(CONF, "backbone"))
+@pytest.mark.parametrize("name", BACKBONES)
 def test_compiled_steps_give_the_losses_of_eager_ones(name: str) -> None:
-    steps = [small(kind, f"backbone={name}") for kind in ("eager", "compiled")]
+    steps = [small(kind, f"backbone={name}", depth(name, 1)) for kind in ("eager", "compiled")]
     expected, found = (losses(step, 0, 50) for step in steps)
     assert [step.kind for step in steps] == ["eager", "compiled"], steps[1].why
     assert found == pytest.approx(expected, rel=1e-3)

@@ -1,6 +1,7 @@
 """Causal softmax attention, full and within a window.
 
-Legend: B batch, H heads, T positions, D head width, W window, N blocks. q, k, v and the result are (B, H, T, D);
+Legend: B batch, H heads, T positions, D head width, W window, N blocks. q, k, v and the result are (B, H, T, D), but
+full attention takes keys and values of fewer heads, which groups of H share;
 `slopes` are the (H,) factors of ALiBi (Press et al. 2022), which lower a score by slope * distance.
 """
 
@@ -42,17 +43,24 @@ def _distances(n: int, device: torch.device) -> Tensor:
     return positions[:, None] - positions[None, :]
 
 
+def for_each_head(x: Tensor, n_heads: int) -> Tensor:
+    """Keys or values, once for each of the query heads that share them: (B, H, T, D)."""
+    return x if x.shape[1] == n_heads else x.repeat_interleave(n_heads // x.shape[1], dim=1)
+
+
 def reference(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None) -> Tensor:
     """Vaswani et al. 2017, equation 1, written out."""
+    k, v = (for_each_head(x, q.shape[1]) for x in (k, v))
     return local_reference(q, k, v, q.shape[-2], slopes)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None) -> Tensor:
     """PyTorch's fused attention: O(T) memory without slopes, O(H T^2) with them (they need an explicit bias)."""
+    is_grouped = q.shape[1] != k.shape[1]
     if slopes is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_grouped)
     bias = attention_bias(_distances(q.shape[-2], q.device), q.shape[-2], slopes)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), enable_gqa=is_grouped)
 
 
 SDPA_BACKENDS = {
@@ -67,6 +75,8 @@ def sdpa_by(backend: SDPBackend) -> AttentionFn:
     """`sdpa` by one backend. Raises RuntimeError where that cannot run."""
 
     def run(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None) -> Tensor:
+        if backend == SDPBackend.EFFICIENT_ATTENTION:  # which knows no groups
+            k, v = (for_each_head(x, q.shape[1]) for x in (k, v))
         with sdpa_kernel(backend):
             return sdpa(q, k, v, slopes)
 
@@ -79,6 +89,7 @@ class Heads(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     n_heads: int
+    n_kv_heads: int
     d_head: int
     with_slopes: bool
 
@@ -106,8 +117,10 @@ def _sdpa_speed(name: str, heads: Heads) -> float | str:
     """Milliseconds of forward and backward of the trial, or why they cannot run."""
     B, T = SDPA_TRIAL
     rng = torch.Generator(heads.device).manual_seed(0)  # not the numbers that initialise the model
-    shape = (3, B, heads.n_heads, T, heads.d_head)
-    q, k, v = torch.randn(shape, device=heads.device, dtype=heads.dtype, generator=rng).requires_grad_()
+    q, k, v = (
+        torch.randn(B, n, T, heads.d_head, device=heads.device, dtype=heads.dtype, generator=rng).requires_grad_()
+        for n in (heads.n_heads, heads.n_kv_heads, heads.n_kv_heads)
+    )
     slopes = torch.ones(heads.n_heads, device=heads.device) if heads.with_slopes else None
     attend = sdpa_by(SDPA_BACKENDS[name])
 

@@ -1,0 +1,13 @@
+"""The backbones that tests discover."""
+
+from __future__ import annotations
+
+from arch_bench.config import CONF, compose
+from arch_bench.usage import options
+
+BACKBONES = options(CONF, "backbone")
+
+
+def depth(name: str, at_least: int) -> str:
+    """The override that makes a backbone as deep as its pattern is long."""
+    return f"n_layers={max(at_least, len(compose([f'backbone={name}']).backbone.pattern or ()))}"
