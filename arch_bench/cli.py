@@ -23,7 +23,11 @@ def run(cfg: DictConfig) -> None:
     try:
         cell = cell_of(cfg)
         SWEEP.announce(cell)
-        run_cell(cell, say=lambda row: print(line(row), flush=True))
+        run_cell(
+            cell,
+            say=lambda row: print(line(row), flush=True),
+            tell=lambda text: print(f"    {text}", flush=True),
+        )
     except (ConfigError, OSError) as error:
         SWEEP.mistakes.append(one_line(error))  # told here: a raised one would be told twice, and end a sweep
         print(f"arch-bench: {SWEEP.mistakes[-1]}", file=sys.stderr)

@@ -65,6 +65,10 @@ class Logger(_Record):
     entity: str | None
 
 
+class Match(_Record):
+    params: Count | None
+
+
 class Speed(_Record):
     lengths: Lengths
     batching: Literal["constant_tokens", "single"]
@@ -103,6 +107,7 @@ class Cell(_Record):
     time_limit_s: Annotated[float, Field(gt=0)]
     backbone: Node
     task: Node
+    match: Match
     optim: Optim
     trainer: Trainer
     logger: Logger

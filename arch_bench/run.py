@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from arch_bench import isolate, provenance, results, search, tracking
+from arch_bench import isolate, match, provenance, results, search, tracking
 from arch_bench.config import Cell
 from arch_bench.results import Kind, Outcome, Row, Status
 
@@ -27,12 +27,16 @@ class Shape(NamedTuple):
     """Of the phase `kernels`: the implementation."""
 
 
-def run_cell(cell: Cell, say: Callable[[Row], None]) -> list[Row]:
+def run_cell(cell: Cell, say: Callable[[Row], None], tell: Callable[[str], None] = lambda _: None) -> list[Row]:
     """Measure what a cell still lacks; returns all of its rows. `say` hears of every row as it comes.
+
+    `tell` hears what was chosen for the user.
 
     Raises ConfigError for a mistake in the configuration; any other exception is a bug, noted with the cell's key.
     """
-    cell = settle(cell)
+    cell, n_params = match.matched(settle(cell))
+    if n_params is not None:
+        tell(f"d_model {cell.d_model:,}: {n_params:,} parameters (match.params={cell.match.params})")
     rows: list[Row] = []
     n_measured, is_mirrored = 0, False
     for shape in shapes(cell, rows):

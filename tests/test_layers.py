@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "train_step",
         "tasks.base",
     },
+    "match": {"config"},
     "search": set(),
     "ceiling": {"measure", "precision"},
     "energy": {"measure"},
@@ -59,8 +60,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "isolate": set(),
     "tracking": {"config", "results"},
     "run": {
-        *("config", "guard", "isolate", "measure", "precision", "provenance", "results", "search", "tracking"),
-        *("train_step", "quality", "speed", "decode", "kernels"),
+        *("config", "guard", "isolate", "match", "measure", "precision", "provenance", "results", "search"),
+        *("tracking", "train_step", "quality", "speed", "decode", "kernels"),
     },
     "report": {"results", "report"},
     "sweep": {"config", "report", "results"},

@@ -79,8 +79,9 @@ class Mixer(nn.Module, ABC):
     def cache_dtype(self) -> torch.dtype:
         """The dtype activations have when they are cached: autocast's where it is on, else the parameters'."""
         weight = next(self.parameters())
-        if torch.is_autocast_enabled(weight.device.type):
-            return torch.get_autocast_dtype(weight.device.type)
+        kind = weight.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
         return weight.dtype
 
 

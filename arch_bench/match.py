@@ -1,0 +1,73 @@
+"""The width at which a backbone meets a budget of parameters: what `match.params` asks for."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from itertools import islice
+
+import torch
+
+from arch_bench.config import Cell, ConfigError, build, with_kernel
+
+TOLERANCE = 0.05
+WIDEST = 16_384
+UNITS = 8, 1
+"""Widths are multiples of 8, which kernels like; any other where none of those is close enough."""
+
+
+def matched(cell: Cell) -> tuple[Cell, int | None]:
+    """The cell at the width whose parameters come closest to `match.params`, and how many those are.
+
+    As it is, and None, without a budget. Raises ConfigError when no width is within TOLERANCE.
+    """
+    budget = cell.match.params
+    if budget is None:
+        return cell, None
+    counter = _Counter(cell)
+    for unit in UNITS:
+        width, n_params = counter.closest(budget, unit)
+        if abs(n_params / budget - 1) <= TOLERANCE:
+            return with_width(cell, width), n_params
+    raise ConfigError(
+        f"match.params={budget}: {cell.backbone_name} comes no closer than {n_params:,} parameters, at d_model={width}"
+    )
+
+
+def with_width(cell: Cell, d_model: int) -> Cell:
+    """The same cell with another width."""
+    return cell.model_copy(update={"d_model": d_model, "backbone": cell.backbone | {"d_model": d_model}})
+
+
+class _Counter:
+    """Parameters of a cell's backbone at any width, counted from a model without storage."""
+
+    def __init__(self, cell: Cell) -> None:
+        self._cell = with_kernel(cell, "reference")  # the same parameters, and it runs anywhere
+        self._vocab_size = build(cell, "task").vocab_size
+        self._known: dict[int, int | None] = {}
+
+    def closest(self, budget: int, unit: int) -> tuple[int, int]:
+        """The width among multiples of `unit`, and its parameters."""
+        widths = range(unit, WIDEST + 1, unit)
+        above = bisect_left(widths, budget, key=lambda width: self._next(width, unit)[1])
+        below = ((width, n) for width in reversed(widths[:above]) if (n := self._count(width)) is not None)
+        nearby = [self._next(width, unit) for width in widths[above : above + 1]] + [*islice(below, 1)]
+        return min(nearby, key=lambda found: abs(found[1] - budget))
+
+    def _next(self, width: int, unit: int) -> tuple[int, int]:
+        """The first width from this one on that the backbone takes, and its parameters."""
+        for candidate in range(width, width + 64 * unit, unit):
+            if (n_params := self._count(candidate)) is not None:
+                return candidate, n_params
+        build(with_width(self._cell, width), "backbone", vocab_size=self._vocab_size)  # it says what it takes
+        raise AssertionError("a width that was refused is taken")
+
+    def _count(self, width: int) -> int | None:
+        if width not in self._known:
+            try:
+                with torch.device("meta"):
+                    model = build(with_width(self._cell, width), "backbone", vocab_size=self._vocab_size)
+                self._known[width] = model.n_params()
+            except ConfigError:
+                self._known[width] = None
+        return self._known[width]

@@ -1,0 +1,69 @@
+"""A budget of parameters is met by every backbone, and what was chosen is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from models import BACKBONES, depth
+
+from arch_bench import match, run
+from arch_bench.config import Cell, ConfigError, build, cell_of, compose
+
+
+def cell(name: str, *overrides: str) -> Cell:
+    return cell_of(compose([f"backbone={name}", depth(name, 2), "logger=none", *overrides]))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_meets_a_budget(name: str) -> None:
+    budget = 1_000_000
+    found, n_params = match.matched(cell(name, f"match.params={budget}", "task.vocab_size=256"))
+    model = build(found, "backbone", vocab_size=256)
+    assert model.n_params() == n_params == pytest.approx(budget, rel=match.TOLERANCE)
+    assert model.embedding.embedding_dim == found.d_model == found.backbone["d_model"]
+    assert found.d_model % 8 == 0
+    assert match.matched(found) == (found, n_params), "it is settled"
+
+
+def test_without_a_budget_nothing_changes() -> None:
+    plain = cell("lstm", "d_model=40")
+    assert match.matched(plain) == (plain, None)
+
+
+def test_heads_that_divide_few_widths_are_respected() -> None:
+    found, _ = match.matched(cell("transformer", "match.params=1000000", "backbone.mixer.n_heads=12"))
+    assert found.d_model % 12 == 0
+
+
+def test_a_small_budget_takes_any_width() -> None:
+    found, n_params = match.matched(cell("lstm", "match.params=6000", "task.vocab_size=256"))
+    assert n_params == pytest.approx(6000, rel=match.TOLERANCE)
+    assert found.d_model % 8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["match.params=100"], r"match.params=100: lstm comes no closer than [\d,]+ parameters, at d_model=1$"),
+        (["match.params=0"], "match.params=0: input should be greater than or equal to 1"),
+    ],
+)
+def test_a_budget_that_cannot_be_met_is_told(overrides: list[str], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        match.matched(cell("lstm", *overrides))
+
+
+def test_what_a_backbone_refuses_at_any_width_is_told() -> None:
+    with pytest.raises(ConfigError, match="n_kv_heads=3 must divide n_heads=4"):
+        match.matched(cell("transformer", "match.params=100000", "backbone.mixer.n_kv_heads=3"))
+
+
+def test_a_row_has_the_width_that_was_chosen_and_the_user_hears_of_it(tmp_path: Path) -> None:
+    told: list[str] = []
+    small = ["phases=[decode]", "decode.lengths=[16]", "decode.n_tokens=2", f"results_dir={tmp_path}", "isolate=false"]
+    chosen = cell("lstm", "match.params=50000", "task.vocab_size=256", *small)
+    (row,) = run.run_cell(chosen, say=lambda row: None, tell=told.append)
+    assert row.config["d_model"] == row.config["backbone"]["d_model"] != chosen.d_model
+    assert told == [f"d_model {row.config['d_model']}: {match.matched(chosen)[1]:,} parameters (match.params=50000)"]
+    assert run.run_cell(chosen, say=lambda row: None) == [row], "the second time it is there"
