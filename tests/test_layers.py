@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tasks.base",
     },
     "match": {"config"},
+    "catalog": {"config", "mixers.base", "usage"},
     "search": set(),
     "ceiling": {"measure", "precision"},
     "energy": {"measure"},

@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from models import BACKBONES
+
+from arch_bench import catalog
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -24,6 +27,17 @@ def test_the_tree_names_every_module() -> None:
     tree = README.partition("## The tree")[2]
     for path in (ROOT / "arch_bench").glob("*.py"):
         assert path.name.startswith("__") or f"  {path.name} " in tree, path.name
+
+
+def test_the_table_of_backbones_is_what_the_catalog_prints() -> None:
+    shown = README.partition("<!-- backbones -->\n")[2].partition("\n<!-- end -->")[0]
+    assert shown == catalog.table(), "python -m arch_bench.catalog prints what belongs there"
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_mixer_has_a_card(name: str) -> None:
+    cells = next(line for line in catalog.table().splitlines() if line.startswith(f"| `{name}` |")).split(" | ")
+    assert all(cell.strip() for cell in cells)
 
 
 @pytest.mark.slow

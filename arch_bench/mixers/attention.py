@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arch_bench.mixers.base import Mixer, State, count_flops
+from arch_bench.mixers.base import Card, Mixer, State, count_flops
 from arch_bench.ops import attention
 from arch_bench.positions import Positions, alibi_slopes, first_waves, rotate, waves
 
@@ -41,6 +41,7 @@ class Attention(Mixer):
     odd head width.
     """
 
+    card = Card("attention", "2 T d", "T d", "T d", "Vaswani et al. 2017")
     takes_relative_positions = True
     step_kernel = "sdpa"
 
@@ -157,6 +158,8 @@ class LocalAttention(Attention):
     State: the keys and values of one window, 2 min(T, window) d_model numbers. Training costs O(T window d_model),
     a decoded token O(window d_model). n_layers blocks see n_layers * (window - 1) positions back.
     """
+
+    card = Card("sparse attention", "2 min(T, window) d", "window d", "window d", "Beltagy et al. 2020")
 
     def __init__(self, *, window: int, **heads: Unpack[HeadDials]) -> None:
         if window < 1:

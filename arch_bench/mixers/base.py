@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,19 @@ State = tuple[Any, ...]
 """What `step` carries from token to token: a tuple of tensors, or of such tuples."""
 
 
+class Card(NamedTuple):
+    """What the table of backbones says of a mixer. T positions, d d_model; other letters as the mixer's arguments."""
+
+    family: str
+    state: str
+    """Numbers that one sequence carries per layer, after T tokens."""
+    training: str
+    """Operations per token and layer besides the projections, which take O(d^2) in every mixer."""
+    decoding: str
+    """The same for a token that is decoded."""
+    source: str
+
+
 class Mixer(nn.Module, ABC):
     """Moves information between positions: (batch, seq_len, d_model) -> the same shape, causally.
 
@@ -22,6 +35,7 @@ class Mixer(nn.Module, ABC):
     that a kernel is decided there, once.
     """
 
+    card: ClassVar[Card | None] = None
     kernel: str
     """The implementation that runs, decided at construction; a row records it."""
     kernels: Mapping[str, str | None]

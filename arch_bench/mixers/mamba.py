@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arch_bench.mixers.base import Mixer, State, count_flops
+from arch_bench.mixers.base import Card, Mixer, State, count_flops
 from arch_bench.ops.causal_conv import causal_conv, causal_conv_step, causal_window
 from arch_bench.ops.selective_scan import ScanInputs, obstacles, selective_scan, selective_scan_step
 
@@ -39,6 +39,9 @@ class Mamba(Mixer):
     the scan, in training as in decoding; a decoded token moves all parameters and the state through memory once.
     """
 
+    card = Card(
+        "state space", "expand d (d_state + d_conv - 1)", "expand d d_state", "expand d d_state", "Gu & Dao 2023"
+    )
     step_kernel = "eager"
 
     def __init__(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from arch_bench.mixers.base import Mixer, State, count_flops
+from arch_bench.mixers.base import Card, Mixer, State, count_flops
 
 CUDNN_MAX_LEN = 16_384
 """Positions that cuDNN is given at once: 65,536 it refuses (CUDNN_STATUS_NOT_SUPPORTED on an H200, torch 2.11)."""
@@ -28,6 +28,8 @@ class LSTM(Mixer):
     All of it runs in the parameters' precision, also under autocast, which would give cuDNN fp16 whatever dtype it was
     asked for (ATen/cudnn/AutocastRNN.cpp): a state that is rewritten T times keeps its rounding errors.
     """
+
+    card = Card("recurrent", "2 d", "d^2, one after the other", "d^2", "Hochreiter & Schmidhuber 1997")
 
     def __init__(self, *, d_model: int, forget_bias: float, kernel: str) -> None:
         super().__init__()

@@ -1,0 +1,43 @@
+"""The table of backbones, made from conf/backbone and from what is built of it: `python -m arch_bench.catalog`."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from arch_bench.config import CONF, build, cell_of, compose
+from arch_bench.mixers.base import Card, Mixer
+from arch_bench.usage import options
+
+HEADINGS = "backbone", "what it is", "family", "state", "training", "decoding", "kernels", "source"
+HYBRID = Card("hybrid", *["as its mixers"] * 4)
+
+
+@cache
+def table() -> str:
+    """Markdown, a row for each file, families together."""
+    rows = sorted((_row(name) for name in options(CONF, "backbone")), key=lambda row: (row[2] == "hybrid", row[2]))
+    lines = [[*HEADINGS], ["---"] * len(HEADINGS), *([f"`{name}`", *rest] for name, *rest in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _row(name: str) -> list[str]:
+    what = (CONF / "backbone" / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ").rstrip(".")
+    pattern = compose([f"backbone={name}"]).backbone.pattern
+    if pattern is not None:
+        return [name, what, *HYBRID[:4], *HYBRID[-1:] * 2]
+    mixer = _mixer(name)
+    card = mixer.card or Card(*[""] * 5)
+    return [name, what, *card[:4], ", ".join(f"`{kernel}`" for kernel in mixer.kernels), card.source]
+
+
+def _mixer(name: str) -> Mixer:
+    with torch.device("meta"):
+        backbone = build(cell_of(compose([f"backbone={name}"])), "backbone", vocab_size=2)
+    mixer: Mixer = backbone.mixer
+    return mixer
+
+
+if __name__ == "__main__":
+    print(table())
