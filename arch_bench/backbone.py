@@ -8,8 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from arch_bench.block import Block, ChannelMixer, Norm, NormAt, make_norm
+from arch_bench.block import Block, ChannelMixer, NormAt
 from arch_bench.mixers.base import Mixer, State, count_bytes, count_flops
+from arch_bench.norm import Norm, make_norm
 from arch_bench.positions import RELATIVE, Positions, absolute_positions
 
 TRAIN_PER_FORWARD = 3

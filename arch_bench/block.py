@@ -9,16 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arch_bench.mixers.base import Mixer, State, count_flops
+from arch_bench.norm import Norm, make_norm
 from arch_bench.ops.causal_conv import causal_conv, causal_conv_step, causal_window
 
-Norm = Literal["layer", "rms"]
 NormAt = Literal["pre", "post"]
 ChannelMixer = Literal["gelu", "swiglu", "none"]
-
-
-def make_norm(kind: Norm, d_model: int) -> nn.Module:
-    """LayerNorm (Ba et al. 2016), or RMSNorm (Zhang & Sennrich 2019), which neither centres nor shifts."""
-    return nn.LayerNorm(d_model) if kind == "layer" else nn.RMSNorm(d_model, eps=1e-6)
 
 
 class ShortConvolution(nn.Module):

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from arch_bench.backbone import Backbone
-from arch_bench.block import Block, make_norm
+from arch_bench.block import Block
 from arch_bench.config import ConfigError, build, cell_of, compose
+from arch_bench.norm import make_norm
 
 VOCAB, T, D = 11, 20, 32
 DIALS = {"norm": ["layer", "rms"], "norm_at": ["pre", "post"], "mlp": ["gelu", "swiglu", "none"], "d_conv": ["0", "4"]}

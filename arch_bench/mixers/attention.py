@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card, Mixer, State, count_flops
+from arch_bench.norm import RMSNorm
 from arch_bench.ops import attention
 from arch_bench.positions import Positions, alibi_slopes, first_waves, rotate, waves
 
@@ -68,7 +69,7 @@ class Attention(Mixer):
         self.is_rotary, self.is_scaled = positions == "rotary", scale
         self.qkv = nn.Linear(d_model, (n_heads + 2 * n_kv_heads) * d_head, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
-        self.q_norm, self.k_norm = (nn.RMSNorm(d_head, eps=1e-6) if qk_norm else nn.Identity() for _ in "qk")
+        self.q_norm, self.k_norm = (RMSNorm(d_head) if qk_norm else nn.Identity() for _ in "qk")
         self.register_buffer("slopes", alibi_slopes(n_heads) if positions == "alibi" else None, persistent=False)
         self.slopes: Tensor | None
         self.choose(kernel, self._kernels())
