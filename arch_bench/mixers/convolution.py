@@ -185,7 +185,7 @@ class Hyena(Mixer):
         return self._parallel(x)[0]
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Projections and short convolution, and 10 d_model log2 T for the long one, as the paper counts.
+        """Projections, the short convolution, and 10 d_model log2 T for the long one: two transforms of 5 n log2 n.
 
         Without the filter, which depends on no token: 2 W (F + 2 W + d_model) per position, once for a whole batch.
         """
