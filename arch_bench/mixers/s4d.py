@@ -63,14 +63,11 @@ class S4D(Mixer):
 
     def _dynamics(self) -> Dynamics:
         """Discretised in float32 or wider. (exp(dt A) - 1) / A acts on the output instead: a state is linear in it."""
-        log_dt, log_A_real, A_imag, C, _ = self._wide_parameters()
+        parameters = (self.log_dt, self.log_A_real, self.A_imag, self.C)
+        log_dt, log_A_real, A_imag, C = (p.to(torch.promote_types(p.dtype, torch.float32)) for p in parameters)
         A = torch.complex(-log_A_real.exp(), A_imag)
         log_decay = log_dt.exp().unsqueeze(-1) * A
         return Dynamics(log_decay, 2 * torch.view_as_complex(C) * (log_decay.exp() - 1) / A)
-
-    def _wide_parameters(self) -> list[Tensor]:
-        parameters = (self.log_dt, self.log_A_real, self.A_imag, self.C, self.D)
-        return [p.to(torch.promote_types(p.dtype, torch.float32)) for p in parameters]
 
     @torch.compiler.disable  # of complex numbers a compiler makes nothing
     def _filter(self, x: Tensor, state: State | None = None) -> Tensor:

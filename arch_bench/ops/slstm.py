@@ -86,13 +86,12 @@ class _Loop(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, R: Tensor) -> tuple[Tensor, ...]:
         """x: (T, H, B, 4, K) -> h (T, H, B, K), and the last h, c, n, m (H, B, K)."""
         T, H, B, _, K = x.shape
-        gates = torch.empty_like(x)
+        gates = x.clone()
         h, m = x.new_zeros(T + 1, H, B, K), x.new_full((T + 1, H, B, K), -torch.inf)
         cn = x.new_zeros(T + 1, 2, H, B, K)
         hs, ms, cns = h.unbind(), m.unbind(), cn.unbind()
-        steps = zip(x.flatten(3).unbind(), gates.flatten(3).unbind(), *_steps(*gates.unbind(-2)), strict=True)
-        for t, (x_t, gates_t, *each_gate) in enumerate(steps):
-            torch.baddbmm(x_t, hs[t], R, out=gates_t)
+        for t, (gates_t, *each_gate) in enumerate(zip(*_steps(gates.flatten(3), *gates.unbind(-2)), strict=True)):
+            gates_t.baddbmm_(hs[t], R)
             _advance(each_gate, ms[t], cns[t], (hs[t + 1], ms[t + 1], cns[t + 1]))
         ctx.save_for_backward(R, gates, h, m, cn)
         last = (hs[-1].clone(), *(each.clone() for each in cns[-1].unbind()), ms[-1].clone())
@@ -109,9 +108,11 @@ class _Loop(torch.autograd.Function):
             R_T, dcn, after = R.mT.contiguous(), h.new_zeros(2, H, B, K), h.new_zeros(H, B, 4 * K)
             dc, dn = dcn.unsqueeze(-2).unbind()
             parts = dgates[..., :3, :], dgates[..., :2, :], dgates[..., 3, :], dgates.flatten(3)
-            steps = zip(*_steps(dh, *parts, *_factors(gates, m, cn)), strict=True)
-            for dh_t, difz, dif, do, dall, keep, h_to_cn, c_to_ifz, n_to_if, h_to_o in reversed(list(steps)):
-                total = torch.baddbmm(dh_t, after, R_T)
+            steps = zip(
+                *_steps(dh.clone(memory_format=torch.contiguous_format), *parts, *_factors(gates, m, cn)), strict=True
+            )
+            for total, difz, dif, do, dall, keep, h_to_cn, c_to_ifz, n_to_if, h_to_o in reversed(list(steps)):
+                total.baddbmm_(after, R_T)
                 dcn.addcmul_(total, h_to_cn)
                 torch.mul(c_to_ifz, dc, out=difz)
                 dif.addcmul_(n_to_if, dn)
