@@ -58,11 +58,15 @@ def test_without_positions_at_multiples_of_a_block(name: str, length: int) -> No
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_no_gradient_from_the_future(name: str) -> None:
-    check_causality(backbone(name, "backbone.d_conv=4"))
+@pytest.mark.parametrize("kernel", ["auto", "reference"])
+def test_no_gradient_from_the_future(name: str, kernel: str) -> None:
+    model = backbone(name, "backbone.d_conv=4", f"kernel={kernel}")
+    by_fft = "fft" in model.kernel  # a spectrum holds every position: it rounds
+    check_causality(model, allowed=1e-6 if by_fft else 0)
 
 
-def check_causality(model: Backbone) -> None:
+def check_causality(model: Backbone, allowed: float = 0) -> None:
+    """`allowed`: the largest gradient from the future over the largest of all."""
     leaves: list[torch.Tensor] = []
     model.embedding.register_forward_hook(lambda *args: leaves.append(args[-1].detach().requires_grad_()) or leaves[0])
     for position in (0, LENGTH // 2, LENGTH - 1):
@@ -70,8 +74,9 @@ def check_causality(model: Backbone) -> None:
         model(tokens())[:, position].square().sum().backward()
         gradient = leaves[0].grad
         assert gradient is not None
-        assert gradient[:, : position + 1].abs().sum() > 0
-        assert gradient[:, position + 1 :].abs().max() == 0 if position < LENGTH - 1 else True
+        largest = gradient[:, : position + 1].abs().max()
+        assert largest > 0
+        assert (gradient[:, position + 1 :].abs() <= allowed * largest).all()
 
 
 @pytest.mark.parametrize("d_conv", [0, 4])
@@ -105,11 +110,15 @@ def test_state_bytes_are_those_of_the_tensors(name: str) -> None:
 
 def test_flops_of_one_token_are_those_that_a_counter_sees(name: str) -> None:
     model = backbone(name, "kernel=reference", "backbone.mlp=none")
-    with FlopCounterMode(display=False) as counter:
-        logits(model, tokens(1))
-    seen = counter.get_total_flops() / BATCH
+    seen = seen_flops(model, batch_size=2) - seen_flops(model, batch_size=1)  # what sequences share is no cost of one
     assert seen <= model.flops_per_token(1, n_scored=1) <= 1.1 * seen  # on a CPU it sees no depthwise convolution
     assert backbone(name, "backbone.mlp=none").flops_per_token(1, n_scored=1) == model.flops_per_token(1, n_scored=1)
+
+
+def seen_flops(model: Backbone, batch_size: int) -> int:
+    with FlopCounterMode(display=False) as counter:
+        logits(model, tokens(1)[:batch_size])
+    return counter.get_total_flops()
 
 
 def test_flops_grow_with_the_width_and_with_the_state(name: str) -> None:
