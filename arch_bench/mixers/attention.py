@@ -127,11 +127,31 @@ class Attention(Mixer):
 
     def _look_back(self, q: Tensor, keys: Tensor, values: Tensor, position: Tensor) -> Tensor:
         """The one query (B, H, 1, K) at `position` on what the cache holds, its own key included."""
-        size = keys.shape[2]
-        distance = (position - torch.arange(size, device=q.device)) % size  # age of what each slot of the ring holds
-        bias = attention.attention_bias(distance[None], position + 1, self.slopes)
-        bias = bias if self.slopes is None else bias.to(keys.dtype)
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
+        return look_back(q, keys, values, position, self.slopes)
+
+
+def look_back(
+    q: Tensor, keys: Tensor, values: Tensor, position: Tensor, slopes: Tensor | None, *, dilation: int = 1
+) -> Tensor:
+    """One query on a ring of keys and values, or on those of its residue class: every `dilation`-th behind.
+
+    q: (B, H, 1, K), at `position`; keys, values: (B, H, size, K), the size a multiple of `dilation`.
+    """
+    size = keys.shape[2]
+    slots = torch.arange(0, size, dilation, device=q.device)
+    if dilation > 1:
+        slots = slots + position % dilation
+        keys, values = keys.index_select(2, slots), values.index_select(2, slots)
+    distance = (position - slots) % size  # age of what each slot of the ring holds
+    bias = attention.attention_bias(distance[None], position + 1, slopes)
+    bias = bias if slopes is None else bias.to(keys.dtype)
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
+
+
+def local_obstacles(heads: attention.Heads) -> dict[str, str | None]:
+    """Why each kernel of window attention cannot run here, or None."""
+    fused = {"varlen": attention.varlen_obstacle(heads), "flex": attention.flex_obstacle(heads)}
+    return {**fused, "blocks": None, "reference": None}
 
 
 class LocalAttention(Attention):
@@ -148,9 +168,7 @@ class LocalAttention(Attention):
         super().__init__(d_model=d_model, n_heads=n_heads, positions=positions, kernel=kernel)
 
     def _kernels(self) -> dict[str, str | None]:
-        heads = self._heads()
-        fused = {"varlen": attention.varlen_obstacle(heads), "flex": attention.flex_obstacle(heads)}
-        return {**fused, "blocks": None, "reference": None}
+        return local_obstacles(self._heads())
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention.LOCAL_KERNELS[self.kernel](q, k, v, self.window, self.slopes)
