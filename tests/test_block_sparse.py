@@ -204,3 +204,15 @@ def test_flex_runs_on_those_tiles(pattern: Any, with_slopes: bool) -> None:
         found = block_sparse.flex(*inputs, pattern, slopes)
         expected = block_sparse.reference(*inputs, pattern, slopes)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="flex attention is compiled, which takes a C compiler")
+@pytest.mark.filterwarnings("default")
+def test_flex_runs_inside_what_is_compiled_around_it() -> None:
+    pattern = WindowGlobalRandom(16, 48, 16, 2, grain=16)
+    inputs = [x.detach().repeat(1, 1, 1, 2) for x in qkv(300, torch.float32)]
+    compiled = torch.compile(lambda *x: block_sparse.flex(*x, pattern, None), fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        expected = block_sparse.reference(*inputs, pattern, None)
+        torch.testing.assert_close(compiled(*inputs), expected, atol=1e-5, rtol=1e-5)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arch_bench.ops.attention import FLEX_BLOCK, Heads, _compiled_flex, flex_obstacle
-from arch_bench.ops.pattern import Pattern, tables, tiles
+from arch_bench.ops.pattern import Pattern, numbers, tables, tiles
 
 BlockSparseFn = Callable[[Tensor, Tensor, Tensor, Pattern, Tensor | None], Tensor]
 
@@ -102,8 +102,7 @@ def _flex_mask(pattern: Any, n: int, device: torch.device) -> Any:
     if device.type == "cpu":  # whose kernel wants a column for every tile
         kv = F.pad(kv, (0, kv.shape[-2] - kv.shape[-1]))
     _, picks = tables(pattern, -(-n // pattern.block), device)
-    numbers = [torch.tensor(number, device=device) for number in pattern]
-    held = type(pattern)(*numbers)  # captured as tensors: one compiled kernel serves them all
+    held = type(pattern)(*numbers(pattern, device))  # captured as tensors: one compiled kernel serves them all
 
     def visible(_b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return held.visible(h, i, j, picks)

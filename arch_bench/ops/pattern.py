@@ -5,6 +5,7 @@ Legend: N blocks, S positions per block, W blocks of keys that a block of querie
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple, Protocol
 
@@ -16,6 +17,8 @@ class Pattern(Protocol):
     """Described twice: coarsely by blocks, and exactly by a rule for pairs. A tuple of numbers (or of tensors)."""
 
     def __hash__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[int]: ...
 
     @property
     def block(self) -> int:
@@ -130,6 +133,18 @@ def _kept_tables(pattern: Pattern, n_blocks: int, device: torch.device) -> tuple
         picks = pattern.picks(n_blocks)
         table = pattern.table(picks)
     return table.to(device), picks.to(device)
+
+
+@torch.compiler.assume_constant_result
+def numbers(pattern: Pattern, device: torch.device) -> tuple[Tensor, ...]:
+    """Those of a pattern as tensors, in their order."""
+    return _kept_numbers(pattern, device)
+
+
+@cache
+@torch.inference_mode(False)
+def _kept_numbers(pattern: Pattern, device: torch.device) -> tuple[Tensor, ...]:
+    return tuple(torch.tensor(number, device=device) for number in pattern)
 
 
 @torch.compiler.assume_constant_result
