@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from arch_bench.mixers.base import Card, Mixer, State, count_flops
 from arch_bench.norm import RMSNorm
 from arch_bench.ops import attention
+from arch_bench.ops.pattern import n_band_pairs
 from arch_bench.positions import Positions, alibi_slopes, first_waves, rotate, waves
 
 
@@ -23,7 +24,6 @@ class HeadDials(TypedDict):
 
     d_model: int
     n_heads: int
-    n_kv_heads: int
     positions: Positions
     scale: bool
     qk_norm: bool
@@ -119,38 +119,78 @@ class Attention(Mixer):
 
         The visible pairs exactly: 2 d_model (T + 1) over the whole past, where 2 T d_model is customary.
         """
-        reach = self._cache_len(seq_len)
-        n_pairs = reach * (2 * seq_len - reach + 1) // 2  # sum over t < T of min(reach, t + 1)
-        return count_flops(self.qkv.weight, self.out.weight) + 4 * self.out.in_features * n_pairs / seq_len
+        pairs = 4 * self.out.in_features * self._n_pairs(seq_len)
+        return count_flops(self.qkv.weight, self.out.weight) + pairs / seq_len
+
+    def _n_pairs(self, seq_len: int) -> float:
+        """Pairs of positions of which one sees the other, the mean over heads."""
+        return n_band_pairs(seq_len, self._cache_len(seq_len))
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
         """(keys, values, position): a ring of the positions that can still be seen, in the activations' dtype."""
-        shape = (batch_size, self.n_kv_heads, self._cache_len(max_len), self.out.in_features // self.n_heads)
+        keys, values = self._cache(batch_size, self.n_kv_heads, self._cache_len(max_len))
+        return keys, values, torch.tensor(position, device=keys.device)
+
+    def _cache(self, batch_size: int, n_heads: int, size: int) -> tuple[Tensor, Tensor]:
+        """Empty keys and values for `size` positions."""
+        shape = (batch_size, n_heads, size, self.out.in_features // self.n_heads)
         keys = torch.zeros(shape, device=self.out.weight.device, dtype=self.cache_dtype())
-        return keys, torch.zeros_like(keys), torch.tensor(position, device=keys.device)
+        return keys, torch.zeros_like(keys)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         keys, values, position = state
-        T, size = x.shape[1], keys.shape[2]
         q, k, v = self._project(x)
-        slots = torch.arange(max(0, T - size), T, device=x.device) % size
-        keys.index_copy_(2, slots, k[:, :, -size:].to(keys.dtype))
-        values.index_copy_(2, slots, v[:, :, -size:].to(values.dtype))
-        return self._merge(self._attend(q, k, v)), (keys, values, position + T)
+        self._keep(keys, k)
+        self._keep(values, v)
+        return self._merge(self._attend(q, k, v)), (keys, values, position + x.shape[1])
+
+    def _keep(self, cache: Tensor, prompt: Tensor) -> None:
+        """Write the keys or values of a prompt (B, H, T, K) that can still be seen into an empty cache."""
+        T, size = prompt.shape[2], cache.shape[2]
+        slots = torch.arange(max(0, T - size), T, device=cache.device) % size
+        cache.index_copy_(2, slots, prompt[:, :, -size:].to(cache.dtype))
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         keys, values, position = state
-        size = keys.shape[2]
         q, k, v = self._project(x_t[:, None], position)
-        slot = (position % size)[None]
+        slot = self._slot(position, keys.shape[2])[None]
         keys.index_copy_(2, slot, k.to(keys.dtype))
         values.index_copy_(2, slot, v.to(values.dtype))
-        distance = (position - torch.arange(size, device=x_t.device)) % size  # age of what each slot of the ring holds
-        bias = attention.attention_bias(distance[None], position + 1, self.slopes)
-        bias = bias if self.slopes is None else bias.to(keys.dtype).view(self.n_kv_heads, -1, size)
-        group = q.to(keys.dtype).view(len(q), self.n_kv_heads, -1, q.shape[-1])  # the queries of a key, as a sequence
-        y = F.scaled_dot_product_attention(group, keys, values, attn_mask=bias)
-        return self._merge(y.view_as(q).to(x_t.dtype))[:, 0], (keys, values, position + 1)
+        y = self._look_back(q.to(keys.dtype), keys, values, position)
+        return self._merge(y.to(x_t.dtype))[:, 0], (keys, values, position + 1)
+
+    def _slot(self, position: Tensor, size: int) -> Tensor:
+        """Where a cache of `size` keeps a position."""
+        return position % size
+
+    def _look_back(self, q: Tensor, keys: Tensor, values: Tensor, position: Tensor) -> Tensor:
+        """The one query (B, H, 1, K) at `position` on what the cache holds, its own key included."""
+        return look_back(q, keys, values, position, self.slopes)
+
+
+def look_back(
+    q: Tensor, keys: Tensor, values: Tensor, position: Tensor, slopes: Tensor | None, *, dilation: int = 1
+) -> Tensor:
+    """One query on a ring of keys and values, or on those of its residue class: every `dilation`-th behind.
+
+    q: (B, H, 1, K), at `position`; keys, values: (B, H or fewer, size, K), the size a multiple of `dilation`.
+    """
+    size = keys.shape[2]
+    slots = torch.arange(0, size, dilation, device=q.device)
+    if dilation > 1:
+        slots = slots + position % dilation
+        keys, values = keys.index_select(2, slots), values.index_select(2, slots)
+    distance = (position - slots) % size  # age of what each slot of the ring holds
+    bias = attention.attention_bias(distance[None], position + 1, slopes)
+    bias = bias if slopes is None else bias.to(keys.dtype).view(keys.shape[1], -1, len(slots))
+    group = q.reshape(len(q), keys.shape[1], -1, q.shape[-1])  # the queries of a key, as a sequence of them
+    return F.scaled_dot_product_attention(group, keys, values, attn_mask=bias).reshape(q.shape)
+
+
+def local_obstacles(heads: attention.Heads) -> dict[str, str | None]:
+    """Why each kernel of window attention cannot run here, or None."""
+    fused = {"varlen": attention.varlen_obstacle(heads), "flex": attention.flex_obstacle(heads)}
+    return {**fused, "blocks": None, "reference": None}
 
 
 class LocalAttention(Attention):
@@ -162,16 +202,14 @@ class LocalAttention(Attention):
 
     card = Card("sparse attention", "2 min(T, window) d", "window d", "window d", "Beltagy et al. 2020")
 
-    def __init__(self, *, window: int, **heads: Unpack[HeadDials]) -> None:
+    def __init__(self, *, window: int, n_kv_heads: int, **heads: Unpack[HeadDials]) -> None:
         if window < 1:
             raise ValueError(f"window={window} must be at least 1")
         self.window = window
-        super().__init__(**heads)
+        super().__init__(n_kv_heads=n_kv_heads, **heads)
 
     def _kernels(self) -> dict[str, str | None]:
-        heads = self._heads()
-        fused = {"varlen": attention.varlen_obstacle(heads), "flex": attention.flex_obstacle(heads)}
-        return {**fused, "blocks": None, "reference": None}
+        return local_obstacles(self._heads())
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = (attention.for_each_head(x, self.n_heads) for x in (k, v))

@@ -216,7 +216,7 @@ def local_flex(q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | No
         return score - slopes[h] * (i - j)
 
     mask = _flex_mask(window, q.shape[-2], q.device)
-    return _compiled_flex()(q, k, v, score_mod=None if slopes is None else lower_far_scores, block_mask=mask)
+    return compiled_flex()(q, k, v, score_mod=None if slopes is None else lower_far_scores, block_mask=mask)
 
 
 FLEX_BLOCK = 128
@@ -277,7 +277,7 @@ def flex_obstacle(heads: Heads) -> str | None:
 
 
 @cache
-def _compiled_flex() -> Callable[..., Tensor]:
+def compiled_flex() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False)

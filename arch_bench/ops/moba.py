@@ -1,0 +1,116 @@
+"""Mixture of block attention: each query meets its own block and the earlier ones that suit it best (Lu et al. 2025).
+
+Legend: B batch, H heads, T positions, D head width, N blocks, S positions per block, W blocks that a query meets.
+q, k, v and the result are (B, H, T, D); `slopes` are the (H,) factors of ALiBi.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Choice(NamedTuple):
+    """How queries choose: blocks of `block` positions, and up to `top_k` earlier ones beside the query's own."""
+
+    block: int
+    top_k: int
+
+    def n_pairs(self, n: int) -> int:
+        """Pairs of positions that meet, among n."""
+        i = torch.arange(n, device="cpu")
+        return int((i % self.block + 1 + self.block * (i // self.block).clamp(max=self.top_k)).sum())
+
+    def n_gates(self, n: int) -> int:
+        """Pairs of a query and a block that it may choose."""
+        return int((torch.arange(n, device="cpu") // self.block).sum())
+
+
+class MobaFn(Protocol):
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, choice: Choice, slopes: Tensor | None = None) -> Tensor: ...
+
+
+@torch.no_grad()
+def choose(q: Tensor, means: Tensor, i: Tensor, choice: Choice) -> Tensor:
+    """(B, H, queries, W) blocks that the queries at positions i meet: the chosen ones, -1 for none, and their own.
+
+    A query scores each block that ends before its own begins by q . mean of its keys, in float32 (equations 5 and 6);
+    no gradient goes through the choice. means: (B, H, N, D).
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        gates = q.to(means.dtype) @ means.mT
+    own = (i // choice.block)[:, None]
+    gates = gates.masked_fill(torch.arange(means.shape[2], device=q.device) >= own, float("-inf"))
+    best, which = gates.topk(min(choice.top_k, means.shape[2]), -1)
+    return torch.cat((which.where(best > float("-inf"), -1), own.expand(*which.shape[:3], 1)), -1)
+
+
+def _choose_all(q: Tensor, k: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    """What every position of a sequence meets, and the positions."""
+    T = q.shape[2]
+    n_whole = (T - 1) // choice.block  # those that some query comes after
+    wide = k.to(torch.promote_types(k.dtype, torch.float32))
+    means = wide[:, :, : n_whole * choice.block].unflatten(2, (n_whole, choice.block)).mean(3)
+    i = torch.arange(T, device=q.device)
+    return choose(q, means, i, choice), i
+
+
+def _mask(met: Tensor, i: Tensor, block: int) -> Tensor:
+    """What is visible (B, H, T, T)."""
+    n_blocks = -(-len(i) // block)
+    is_met = torch.zeros(*met.shape[:3], n_blocks + 1, dtype=torch.bool, device=met.device)
+    is_met = is_met.scatter(3, met.where(met >= 0, n_blocks), True)  # the last column takes what is none
+    return is_met.index_select(3, i // block) & (i[:, None] >= i)
+
+
+def _whole(q: Tensor, k: Tensor, choice: Choice, slopes: Tensor | None) -> Tensor:
+    """The bias of all T x T pairs (B, H, T, T)."""
+    met, i = _choose_all(q, k, choice)
+    visible = _mask(met, i, choice.block)
+    if slopes is None:
+        return visible
+    return (-slopes[:, None, None] * (i[:, None] - i)).expand(visible.shape).masked_fill(~visible, float("-inf"))
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, choice: Choice, slopes: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(D)) over the blocks that a query meets, from the matrix of all pairs."""
+    scores, bias = q @ k.mT * q.shape[-1] ** -0.5, _whole(q, k, choice, slopes)
+    scores = scores.masked_fill(~bias, float("-inf")) if slopes is None else scores + bias
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, choice: Choice, slopes: Tensor | None = None) -> Tensor:
+    """Full attention with the choice as a mask: O(B H T^2) memory."""
+    bias = _whole(q, k, choice, slopes)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias if slopes is None else bias.to(q.dtype))
+
+
+def blocks(q: Tensor, k: Tensor, v: Tensor, choice: Choice, slopes: Tensor | None = None) -> Tensor:
+    """Gathers for each query the W blocks that it meets: O(T W S D) memory and time, beside O(T^2 / S) of the gates."""
+    met, i = _choose_all(q, k, choice)
+    k, v = (F.pad(x, (0, 0, 0, -x.shape[2] % choice.block)) for x in (k, v))
+    return attend(q, k, v, met, i=i, block=choice.block, slopes=slopes)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, met: Tensor, *, i: Tensor, block: int, slopes: Tensor | None) -> Tensor:
+    """Queries at positions i on the blocks `met` of keys and values, whose length is a multiple of `block`."""
+    B, H, M, _ = met.shape
+    n_blocks = k.shape[2] // block
+    first = torch.arange(B * H, device=q.device).view(B, H, 1, 1) * n_blocks  # block of a head
+    rows = (first + met.clamp(min=0)).flatten()
+    k, v = (x.reshape(B * H * n_blocks, -1).index_select(0, rows).view(B, H, M, -1, x.shape[-1]) for x in (k, v))
+    offsets = torch.arange(block, device=q.device)
+    j = (met[..., None] * block + offsets).flatten(3)  # (B, H, M, W S)
+    scores = (q[..., None, :] @ k.mT)[..., 0, :] * q.shape[-1] ** -0.5
+    distance = i[:, None] - j
+    if slopes is not None:
+        scores = scores - slopes[:, None, None] * distance
+    scores = scores.masked_fill((distance < 0) | (j < 0), float("-inf"))
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
+    return (weights[..., None, :] @ v)[..., 0, :]
+
+
+KERNELS: dict[str, MobaFn] = {"blocks": blocks, "dense": dense, "reference": reference}
