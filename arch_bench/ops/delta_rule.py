@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from arch_bench.ops.chunks import chunk_length, decays, hand_on, join, split, wide
-from arch_bench.ops.fla import TRIAL_LENGTH, heads_last, missing, refusal
+from arch_bench.ops.fused import TRIAL_LENGTH, cast, heads_last, missing, refusal
 
 CHUNK = 64  # positions
 
@@ -95,14 +95,16 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | 
     return join((q @ k.mT * within) @ u + (since * q) @ entering, seq_len), last
 
 
+@torch.compiler.disable
 def _fla(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`chunk_delta_rule` and `chunk_gated_delta_rule` of flash-linear-attention, in v's dtype, decays in float32."""
-    heads = [heads_last(x.to(v.dtype)) for x in (q, k, v)]
+    """`chunk_delta_rule` and `chunk_gated_delta_rule` of flash-linear-attention, in one dtype, decays in float32."""
+    values = cast(v)
+    q, k, values, beta = (heads_last(x.to(values.dtype)) for x in (q, k, values, beta))
     name = "delta_rule" if log_decay is None else "gated_delta_rule"
     decay = {} if log_decay is None else {"g": heads_last(wide(log_decay))}
     attend = getattr(importlib.import_module(f"fla.ops.{name}"), f"chunk_{name}")
-    o, last = attend(*heads, beta=heads_last(beta.to(v.dtype)), **decay, scale=1.0, output_final_state=True)
-    return o.transpose(1, 2), wide(last).detach()
+    o, last = attend(q, k, values, beta=beta, **decay, scale=1.0, output_final_state=True)
+    return o.transpose(1, 2).to(v.dtype), wide(last).detach()
 
 
 class Heads(NamedTuple):
@@ -117,7 +119,7 @@ class Heads(NamedTuple):
 
 def obstacles(heads: Heads) -> dict[str, str | None]:
     """Why each kernel cannot run here, the fastest first; on CUDA as tried, once in a process."""
-    return {"fla": missing(heads.device) or _fla_refusal(heads), "chunked": None, "reference": None}
+    return {"fla": missing(heads.device, "fla") or _fla_refusal(heads), "chunked": None, "reference": None}
 
 
 @cache
@@ -129,6 +131,8 @@ def _fla_refusal(heads: Heads) -> str | None:
     beta = torch.full((1, H, T), 0.5, device=heads.device)
     if heads.is_gated:
         return refusal(
-            lambda q, k, v, beta, decay: _fla(q, k, v, beta, decay)[0], (k, k, v, beta, torch.full_like(beta, -0.1))
+            "fla",
+            lambda q, k, v, beta, decay: _fla(q, k, v, beta, decay)[0],
+            (k, k, v, beta, torch.full_like(beta, -0.1)),
         )
-    return refusal(lambda q, k, v, beta: _fla(q, k, v, beta, None)[0], (k, k, v, beta))
+    return refusal("fla", lambda q, k, v, beta: _fla(q, k, v, beta, None)[0], (k, k, v, beta))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from arch_bench.ops.chunks import chunk_length, decays, hand_on, join, split, wide
-from arch_bench.ops.fla import TRIAL_LENGTH, heads_last, missing, refusal
+from arch_bench.ops.fused import TRIAL_LENGTH, cast, heads_last, missing, refusal
 
 CHUNK = 64
 """Positions: a pair of them costs as much as the state does, at heads about as wide."""
@@ -104,10 +104,12 @@ def _channel_scores(q: Tensor, k: Tensor, total: Tensor) -> Tensor:
     return scores.squeeze(-3)
 
 
+@torch.compiler.disable
 def _fla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`chunk_simple_gla` and `chunk_gla` of flash-linear-attention, in v's dtype, with decays in float32."""
+    """`chunk_simple_gla` and `chunk_gla` of flash-linear-attention, in one dtype, with decays in float32."""
+    values = cast(v)
     q, k = (x.expand(-1, v.shape[1], -1, -1) for x in (q, k))
-    heads = [heads_last(x.to(v.dtype)) for x in (q, k, v)]
+    heads = [heads_last(x.to(values.dtype)) for x in (q, k, values)]
     decay = {}
     name = "simple_gla"
     if log_decay is not None and log_decay.dim() == 1:
@@ -117,7 +119,7 @@ def _fla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None) -> tuple[Ten
         name = "gla" if log_decay.dim() == 4 else name
     attend = getattr(importlib.import_module(f"fla.ops.{name}"), f"chunk_{name}")
     o, last = attend(*heads, **decay, scale=1.0, output_final_state=True)
-    return o.transpose(1, 2), wide(last).detach()
+    return o.transpose(1, 2).to(v.dtype), wide(last).detach()
 
 
 Decay = Literal["none", "head", "token", "channel"]
@@ -136,7 +138,7 @@ class Heads(NamedTuple):
 
 def obstacles(heads: Heads) -> dict[str, str | None]:
     """Why each kernel cannot run here, the fastest first; on CUDA as tried, once in a process."""
-    return {"fla": missing(heads.device) or _fla_refusal(heads), "chunked": None, "reference": None}
+    return {"fla": missing(heads.device, "fla") or _fla_refusal(heads), "chunked": None, "reference": None}
 
 
 @cache
@@ -145,8 +147,8 @@ def _fla_refusal(heads: Heads) -> str | None:
     q, v = (torch.ones(1, H, T, d, device=heads.device, dtype=heads.dtype) for d in (K, heads.d_value))
     shapes: dict[Decay, tuple[int, ...]] = {"head": (H,), "token": (1, H, T), "channel": (1, H, T, K)}
     if heads.decay == "none":
-        return refusal(lambda q, k, v: _fla(q, k, v, None)[0], (q, q, v))
+        return refusal("fla", lambda q, k, v: _fla(q, k, v, None)[0], (q, q, v))
     log_decay = torch.full(shapes[heads.decay], -0.1, device=heads.device)
     if heads.decay == "head":  # without a gradient, as the library has none
-        return refusal(lambda q, k, v: _fla(q, k, v, log_decay)[0], (q, q, v))
-    return refusal(lambda *inputs: _fla(*inputs)[0], (q, q, v, log_decay))
+        return refusal("fla", lambda q, k, v: _fla(q, k, v, log_decay)[0], (q, q, v))
+    return refusal("fla", lambda *inputs: _fla(*inputs)[0], (q, q, v, log_decay))
