@@ -65,12 +65,17 @@ class LinearMixer(Mixer):
 
     def _parallel(self, x: Tensor) -> tuple[Tensor, State]:
         """Output and the state after the last position. x: (B, T, d_model)."""
-        q, k, v, log_decay = self._inputs(x)
+        o, last = self._attend(self._inputs(x))
+        return self._output(o, x), (last,)
+
+    def _attend(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """o (B, T, H, V) and the last S."""
+        q, k, v, log_decay = inputs
         if log_decay is not None and log_decay.dim() > 1:
             log_decay = log_decay.transpose(1, 2)
         q, k, v = (each.transpose(1, 2) for each in (q, k, v))
         o, last = linear_attention(q, k, v, log_decay, kernel=self.kernel)
-        return self._output(o.transpose(1, 2), x), (last,)
+        return o.transpose(1, 2), last
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         last, *extra = state
