@@ -46,6 +46,26 @@ def decays(total: Tensor) -> Tensor:
     return between.masked_fill(future, float("-inf")).exp()
 
 
+def channel_scores(q: Tensor, k: Tensor, total_q: Tensor, total_k: Tensor, diagonal: Tensor) -> Tensor:
+    """scores_ts = sum_c q_t[c] k_s[c] exp(total_q_t[c] - total_k_s[c]) for s < t, `diagonal` for s = t, else 0.
+
+    q, k and the cumulative log decays of each channel: (..., C, K), diagonal: (..., C); returns (..., C, C). The
+    exponential has to be split between q and k to leave a matrix product, and exp(-total_s) alone overflows. Hence by
+    halves: all pairs across the middle of a stretch have decays up to it and from it, both at most 1 (the secondary
+    chunks of GLA, Yang et al. 2023, section 4.3, carried on to single positions). log2(C) rounds, shortest first.
+    """
+    scores = diagonal[..., None, None]  # (..., stretches, positions, positions)
+    while scores.shape[-3] > 1:
+        halves = [x.unflatten(-2, (-1, 2, scores.shape[-1])).unbind(-3) for x in (q, k, total_q, total_k)]
+        (_, late_q), (early_k, _), (_, late), (early, _) = halves
+        middle = early[..., -1:, :]
+        across = (late_q * (late - middle).exp()) @ (early_k * (middle - early).exp()).mT
+        first, second = scores.unflatten(-3, (-1, 2)).unbind(-3)
+        first = torch.cat((first, torch.zeros_like(first)), -1)
+        scores = torch.cat((first, torch.cat((across, second), -1)), -2)
+    return scores.squeeze(-3)
+
+
 def hand_on(kept: Tensor, added: Tensor, act: Callable[[Tensor, Tensor], Tensor] = torch.mul) -> tuple[Tensor, Tensor]:
     """States handed on from chunk to chunk: h_n = act(kept_n, h_{n-1}) + added_n from zero, in log2(N) rounds.
 

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from arch_bench.ops.chunks import chunk_length, decays, hand_on, join, split, wide
+from arch_bench.ops.chunks import channel_scores, chunk_length, decays, hand_on, join, split, wide
 from arch_bench.ops.fused import TRIAL_LENGTH, cast, heads_last, missing, refusal
 
 CHUNK = 64
@@ -78,30 +78,14 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None) -> tuple
         scores, kept = (q @ k.mT).tril(), v.new_ones(1, 1, v.shape[2], 1, 1)
     else:
         total = split(log_decay, length).cumsum(3)  # (B, H, N, C, 1 or K)
-        scores = (q @ k.mT) * decays(total.squeeze(-1)) if total.shape[-1] == 1 else _channel_scores(q, k, total)
+        if total.shape[-1] == 1:
+            scores = (q @ k.mT) * decays(total.squeeze(-1))
+        else:
+            scores = channel_scores(q, k, total, total, (q * k).sum(-1))
         end = total[..., -1:, :]
         q, k, kept = q * total.exp(), k * (end - total).exp(), end.exp().mT
     entering, last = hand_on(kept, k.mT @ v)
     return join(scores @ v + q @ entering, seq_len), last
-
-
-def _channel_scores(q: Tensor, k: Tensor, total: Tensor) -> Tensor:
-    """scores_ts = sum_c q_t[c] k_s[c] exp(total_t[c] - total_s[c]) for s <= t, else 0. All (..., C, K) -> (..., C, C).
-
-    The exponential has to be split between q and k to leave a matrix product, and exp(-total_s) alone overflows. Hence
-    by halves: all pairs across the middle of a stretch have decays up to it and from it, both at most 1 (the secondary
-    chunks of GLA, Yang et al. 2023, section 4.3, carried on to single positions). log2(C) rounds, shortest first.
-    """
-    scores = (q * k).sum(-1)[..., None, None]  # (..., stretches, positions, positions)
-    while scores.shape[-3] > 1:
-        halves = [x.unflatten(-2, (-1, 2, scores.shape[-1])).unbind(-3) for x in (q, k, total)]
-        (_, late_q), (early_k, _), (early, late) = halves
-        middle = early[..., -1:, :]
-        across = (late_q * (late - middle).exp()) @ (early_k * (middle - early).exp()).mT
-        first, second = scores.unflatten(-3, (-1, 2)).unbind(-3)
-        first = torch.cat((first, torch.zeros_like(first)), -1)
-        scores = torch.cat((first, torch.cat((across, second), -1)), -2)
-    return scores.squeeze(-3)
 
 
 @torch.compiler.disable
