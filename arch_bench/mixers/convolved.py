@@ -1,0 +1,79 @@
+"""What mixers share that see the last few tokens by a short convolution, and the rest by a matrix in each head."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from arch_bench.mixers.base import Mixer, State, count_flops
+from arch_bench.ops.causal_conv import causal_conv, causal_conv_step, causal_window
+
+
+class ConvolvedMixer(Mixer):
+    """u = silu(conv1d over the last d_conv projections), then a recurrence on u: `_project`, `_mix`.
+
+    State: d_conv - 1 projections in the activations' dtype, and `d_state` (heads, keys, values) in float32.
+    """
+
+    step_kernel = "eager"
+    conv1d: nn.Conv1d | None
+    n_channels: int
+    """Of the convolution."""
+    state_shape: tuple[int, int, int]
+    """Heads, width of a key, width of a value."""
+
+    def _build_conv(self, n_channels: int, d_conv: int, bias: bool) -> None:
+        """Without taps u = silu(projection)."""
+        if d_conv < 0:
+            raise ValueError(f"d_conv={d_conv} must be at least 1, or 0 for no convolution")
+        self.n_channels = n_channels
+        self.conv1d = nn.Conv1d(n_channels, n_channels, d_conv, groups=n_channels, bias=bias) if d_conv else None
+
+    @abstractmethod
+    def _project(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(..., d_model) -> what is convolved (..., n_channels), and what else the token decides."""
+
+    @abstractmethod
+    def _mix(self, u: Tensor, rest: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Output (..., d_model) and the last state: of all positions from none, or of one token from `state`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._parallel(x)[0]
+
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y, found = self._parallel(x)
+        for kept, new in zip(state, found, strict=True):
+            kept.copy_(new)
+        return y, state
+
+    def _parallel(self, x: Tensor) -> tuple[Tensor, State]:
+        """Output and the state after the last position. x: (B, T, d_model)."""
+        projected, rest = self._project(x)
+        conv = self.conv1d
+        u = F.silu(projected if conv is None else causal_conv(projected, conv.weight, conv.bias))
+        y, last = self._mix(u, rest, None)
+        return y, (causal_window(projected, self._n_taps()), last)
+
+    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+        window, last = state
+        u_t, rest = self._project(x_t)
+        if self.conv1d is not None:
+            u_t, window = causal_conv_step(u_t, window, self.conv1d.weight, self.conv1d.bias)
+        y_t, last = self._mix(F.silu(u_t), rest, last)
+        return y_t, (window, last)
+
+    def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
+        weight = next(self.parameters())
+        window = weight.new_zeros(batch_size, self._n_taps() - 1, self.n_channels, dtype=self.cache_dtype())
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return window, weight.new_zeros(batch_size, *self.state_shape, dtype=dtype)
+
+    def _n_taps(self) -> int:
+        return self.conv1d.kernel_size[0] if self.conv1d else 1
+
+    def _projection_flops(self) -> int:
+        """Of the linear maps and the convolution."""
+        return count_flops(*(m.weight for m in self.modules() if isinstance(m, nn.Linear | nn.Conv1d)))
