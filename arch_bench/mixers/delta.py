@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arch_bench.mixers.base import Mixer
+from arch_bench.mixers.base import Card, Mixer
 from arch_bench.mixers.convolved import ConvolvedMixer
 from arch_bench.mixers.linear_attention import head_width
 from arch_bench.mixers.mamba2 import inverse_softplus_of_steps
@@ -48,6 +48,8 @@ class DeltaNet(ConvolvedMixer):
 
     Raises ValueError if `n_heads` does not divide `d_model`.
     """
+
+    card = Card("linear attention", "d^2 / n_heads", "as state", "as state", "Yang et al. 2024")
 
     def __init__(self, *, d_model: int, n_heads: int, d_conv: int, negative_eigenvalues: bool, kernel: str) -> None:
         super().__init__()
@@ -114,6 +116,8 @@ class GatedDeltaNet(DeltaNet):
 
     Raises ValueError if `n_heads` does not divide the widths.
     """
+
+    card = Card("linear attention", "expand_k expand_v d^2 / n_heads", "as state", "as state", "Yang et al. 2025")
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arch_bench.mixers.base import Mixer, State
+from arch_bench.mixers.base import Card, Mixer, State
 from arch_bench.mixers.linear_attention import Inputs, LinearMixer, head_width
 from arch_bench.ops.chunks import wide
 from arch_bench.ops.linear_attention import Decay
@@ -55,6 +55,8 @@ class RetNet(GatedLinearMixer):
 
     Raises ValueError if `n_heads` does not divide `d_model`, or leaves the rotation an odd width.
     """
+
+    card = Card("linear attention", "expand d^2 / n_heads", "as state", "as state", "Sun et al. 2023")
 
     decay: ClassVar[Decay] = "head"
 
@@ -105,6 +107,8 @@ class GLA(GatedLinearMixer):
 
     Raises ValueError if `n_heads` does not divide the widths.
     """
+
+    card = Card("linear attention", "expand_k expand_v d^2 / n_heads", "as state", "as state", "Yang et al. 2023")
 
     decay: ClassVar[Decay] = "channel"
     TEMPERATURE: ClassVar[int] = 16

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arch_bench.mixers.base import Mixer, State, count_flops, tensors
+from arch_bench.mixers.base import Card, Mixer, State, count_flops, tensors
 from arch_bench.ops.chunks import wide
 from arch_bench.ops.linear_attention import Decay, Heads, linear_attention, linear_attention_step, obstacles
 
@@ -112,6 +112,10 @@ class LinearAttention(LinearMixer):
     Raises ValueError if `n_heads` does not divide `d_model`.
     """
 
+    card = Card(
+        "linear attention", "d (d / n_heads + 1)", "d^2 / n_heads", "d^2 / n_heads", "Katharopoulos et al. 2020"
+    )
+
     def __init__(self, *, d_model: int, n_heads: int, kernel: str) -> None:
         super().__init__()
         d_head = head_width(d_model, n_heads, "d_model")
@@ -145,6 +149,14 @@ class TaylorAttention(LinearAttention):
 
     Raises ValueError if `n_heads` does not divide `d_model`, or there is no feature.
     """
+
+    card = Card(
+        "linear attention",
+        "about d_feature^2 (d + n_heads) / 2",
+        "d d_feature^2 / 2",
+        "d d_feature^2 / 2",
+        "Arora et al. 2024",
+    )
 
     def __init__(self, *, d_model: int, n_heads: int, d_feature: int, kernel: str) -> None:
         Mixer.__init__(self)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from arch_bench.mixers.base import Card
 from arch_bench.mixers.convolved import ConvolvedMixer
 from arch_bench.ops.chunks import wide
 from arch_bench.ops.fused import TRIAL_LENGTH, cast, missing, refusal
@@ -42,6 +43,8 @@ class Mamba2(ConvolvedMixer):
 
     Raises ValueError if `d_head` does not divide expand * d_model.
     """
+
+    card = Card("state space", "expand d d_state", "expand d d_state", "expand d d_state", "Dao & Gu 2024")
 
     def __init__(self, *, d_model: int, d_state: int, d_head: int, d_conv: int, expand: int, kernel: str) -> None:
         super().__init__()

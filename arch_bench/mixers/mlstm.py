@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arch_bench.mixers.base import State
+from arch_bench.mixers.base import Card, State
 from arch_bench.mixers.linear_attention import Inputs, LinearMixer, head_width
 from arch_bench.ops.chunks import wide
 from arch_bench.ops.linear_attention import Decay, linear_attention_step
@@ -39,6 +39,8 @@ class MLSTM(LinearMixer):
 
     Raises ValueError if `n_heads` does not divide `d_model`, or the gate is unknown.
     """
+
+    card = Card("recurrent", "d (d / n_heads + 1)", "d^2 / n_heads", "d^2 / n_heads", "Beck et al. 2024")
 
     decay: ClassVar[Decay] = "token"
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arch_bench.mixers.base import Mixer, State, count_flops
+from arch_bench.mixers.base import Card, Mixer, State, count_flops
 from arch_bench.mixers.linear_attention import head_width
 from arch_bench.ops.chunks import wide
 from arch_bench.ops.generalised_delta_rule import (
@@ -47,6 +47,8 @@ class RWKV7(Mixer):
 
     Raises ValueError if `n_heads` does not divide `d_model`.
     """
+
+    card = Card("linear attention", "d^2 / n_heads + d", "d^2 / n_heads", "d^2 / n_heads", "Peng et al. 2025")
 
     step_kernel = "eager"
 
