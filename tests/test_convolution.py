@@ -24,7 +24,7 @@ def tcn(kernel: str = "conv1d", **sizes: Any) -> TCN:
 
 def hyena(kernel: str = "fft", **sizes: Any) -> Hyena:
     torch.manual_seed(0)
-    own = {"d_conv": 3, "filter_len": 20, "filter_width": 8, "n_features": 5, "sine_freq": 14.0}
+    own = {"d_conv": 3, "filter_len": 20, "filter_width": 8, "n_features": 5, "sine_freq": 10.0}
     return Hyena(**{"d_model": D, **own, **sizes}, kernel=kernel)
 
 
@@ -137,7 +137,7 @@ def test_the_filter() -> None:
     angles = [2 * math.pi * j / 20 * f for f in (1e-4, 1.0)]
     h = torch.tensor([j / 19, *map(math.cos, angles), *(-math.sin(angle) for angle in angles)], dtype=torch.float64)
     for layer in mixer.filter:
-        h = torch.sin(14.0 * layer(h))
+        h = torch.sin(10.0 * layer(h))
     window = taps[j] / mixer.filter_out(h)
     assert window[0].item() == pytest.approx(1e-2 ** (j / 19 / 1.5))  # a hundredth after 1.5 filter lengths
     assert window[-1].item() == pytest.approx(1e-2 ** (j / 19 / 0.3))
