@@ -21,7 +21,8 @@ def check(cell: Cell, backbone: Backbone, precision: str, **sizes: int) -> float
 
     sizes: what the backbone was built with besides its configuration.
 
-    Raises Unsupported when it is more than ALLOWED: a figure of that kernel would mean nothing.
+    Raises Unsupported when it is more than ALLOWED, for two layers, and for more as rounding errors add up: a figure of
+    that kernel would mean nothing.
     """
     weight = backbone.embedding.weight
     device, was_training = weight.device, backbone.training
@@ -34,9 +35,10 @@ def check(cell: Cell, backbone: Backbone, precision: str, **sizes: int) -> float
         found = backbone(tokens).float()
     backbone.train(was_training)
     error = ((found - expected).norm() / expected.norm()).item()
-    if not error <= ALLOWED[precision]:
+    allowed = ALLOWED[precision] * max(1.0, len(backbone.blocks) / 2) ** 0.5
+    if not error <= allowed:
         raise Unsupported(
-            f"kernel={backbone.kernel} is {error:.2g} off its reference in {precision}, allowed is {ALLOWED[precision]}"
+            f"kernel={backbone.kernel} is {error:.2g} off its reference in {precision}, allowed is {allowed:.2g}"
         )
     return error
 

