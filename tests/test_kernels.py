@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import BACKBONES, depth
+from models import CORE, depth
 
 from arch_bench import kernels, run
 from arch_bench.config import Cell, ConfigError, cell_of, compose, with_kernel
@@ -22,7 +22,7 @@ def cell_for(name: str, folder: Path, *overrides: str) -> Cell:
     return cell_of(compose([*SMALL, *SPEED, f"backbone={name}", depth(name, 1), f"results_dir={folder}", *overrides]))
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if depth(name, 1) == "n_layers=1"])
+@pytest.mark.parametrize("name", CORE)
 def test_every_implementation_has_a_row_at_every_length(name: str, tmp_path: Path) -> None:
     cell = cell_for(name, tmp_path)
     names = kernels.contenders(cell)
