@@ -1,4 +1,4 @@
-"""What mixers share that see the last few tokens by a short convolution, and the rest by a matrix in each head."""
+"""What mixers share that see the last few tokens by a short convolution, and the rest by a recurrent state."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from arch_bench.ops.causal_conv import causal_conv, causal_conv_step, causal_win
 class ConvolvedMixer(Mixer):
     """u = silu(conv1d over the last d_conv projections), then a recurrence on u: `_project`, `_mix`.
 
-    State: d_conv - 1 projections in the activations' dtype, and `d_state` (heads, keys, values) in float32.
+    State: d_conv - 1 projections in the activations' dtype, and one of `state_shape` in float32.
     """
 
     step_kernel = "eager"
     conv1d: nn.Conv1d | None
     n_channels: int
     """Of the convolution."""
-    state_shape: tuple[int, int, int]
-    """Heads, width of a key, width of a value."""
+    state_shape: tuple[int, ...]
+    """Of one sequence; mostly heads, width of a key, width of a value."""
 
     def _build_conv(self, n_channels: int, d_conv: int, bias: bool) -> None:
         """Without taps u = silu(projection)."""
@@ -31,6 +31,9 @@ class ConvolvedMixer(Mixer):
             raise ValueError(f"d_conv={d_conv} must be at least 1, or 0 for no convolution")
         self.n_channels = n_channels
         self.conv1d = nn.Conv1d(n_channels, n_channels, d_conv, groups=n_channels, bias=bias) if d_conv else None
+
+    def _activate(self, u: Tensor) -> Tensor:
+        return F.silu(u)
 
     @abstractmethod
     def _project(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -53,7 +56,7 @@ class ConvolvedMixer(Mixer):
         """Output and the state after the last position. x: (B, T, d_model)."""
         projected, rest = self._project(x)
         conv = self.conv1d
-        u = F.silu(projected if conv is None else causal_conv(projected, conv.weight, conv.bias))
+        u = self._activate(projected if conv is None else causal_conv(projected, conv.weight, conv.bias))
         y, last = self._mix(u, rest, None)
         return y, (causal_window(projected, self._n_taps()), last)
 
@@ -62,7 +65,7 @@ class ConvolvedMixer(Mixer):
         u_t, rest = self._project(x_t)
         if self.conv1d is not None:
             u_t, window = causal_conv_step(u_t, window, self.conv1d.weight, self.conv1d.bias)
-        y_t, last = self._mix(F.silu(u_t), rest, last)
+        y_t, last = self._mix(self._activate(u_t), rest, last)
         return y_t, (window, last)
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
