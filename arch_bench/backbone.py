@@ -19,7 +19,7 @@ the gradient of each factor. Recomputed activations and the optimiser do not cou
 
 
 class Backbone(nn.Module):
-    """A causal sequence model over tokens, the same around every mixer.
+    """A sequence model over tokens, the same around every mixer: a decoder, or an encoder if a mixer is not causal.
 
     Args:
         vocab_size: tokens the task speaks.
@@ -106,6 +106,11 @@ class Backbone(nn.Module):
     def step_kernel(self) -> str:
         """The same for `step`."""
         return "+".join(dict.fromkeys(block.mixer.step_kernel for block in self._stack))
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether no position sees a later one, as a decoder needs it."""
+        return all(block.mixer.is_causal for block in self._stack)
 
     def n_params(self) -> int:
         """Trained numbers; a tied matrix counts once."""

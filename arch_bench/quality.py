@@ -34,7 +34,8 @@ SOLVED = 0.99
 def measure(cell: Cell, lengths: list[int], logger: Logger | None) -> list[Outcome]:
     """Train at `seq_len`, steered by validation, and test at each of `lengths`.
 
-    Raises Diverged when the loss stops being finite, Unsupported when the backbone cannot be built here.
+    Raises Diverged when the loss stops being finite, Unsupported when the backbone cannot be built here, or is an
+    encoder on a task that shows it the answers.
     """
     device = pick_device(cell.device)
     task: Task = build(cell, "task")
@@ -42,6 +43,8 @@ def measure(cell: Cell, lengths: list[int], logger: Logger | None) -> list[Outco
     precision = pick_precision(cell.precision, device)
     with device, autocast(precision, device):
         backbone = build(cell, "backbone", vocab_size=task.vocab_size)
+    if task.shows_answers and not backbone.is_causal:
+        raise Unsupported(f"task={cell.task_name} shows its answers one position later, and an encoder would read them")
     step = TrainStep(
         backbone,
         cell.optim,

@@ -36,6 +36,9 @@ class Task(ABC):
     bytes_per_token: float | None = None
     """Set by language modelling: the headline metric is then `bits_per_byte` instead of `token_accuracy`."""
 
+    shows_answers: bool = False
+    """Whether later inputs contain the targets, as in language modelling: an encoder would read them off."""
+
     def __init__(self, *, seq_len: int) -> None:
         self.seq_len = seq_len
         Task.check(self)

@@ -38,6 +38,7 @@ class Text(Task):
 
     vocab_size = 256
     bytes_per_token = 1.0
+    shows_answers = True
 
     def __init__(
         self,

@@ -6,6 +6,8 @@ from arch_bench.config import CONF, compose
 from arch_bench.usage import options
 
 BACKBONES = options(CONF, "backbone")
+ENCODERS = ["bert"]
+DECODERS = [name for name in BACKBONES if name not in ENCODERS]
 CORE = ["local_attention", "lstm", "mamba", "transformer"]
 """One of each kind, for what is slow and depends on no mixer's mathematics."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import BACKBONES, depth
+from models import BACKBONES, DECODERS, depth
 from torch.utils.flop_counter import FlopCounterMode
 
 from arch_bench.backbone import Backbone
@@ -42,13 +42,19 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(params=DECODERS)
+def decoder(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 def test_there_are_backbones() -> None:
     assert {"lstm", "transformer", "local_attention", "mamba"} <= set(BACKBONES)
 
 
 @pytest.mark.parametrize("length", [1, 2, LENGTH, LENGTH + 1])
 def test_shape(name: str, length: int) -> None:
-    assert logits(backbone(name), tokens(length)).shape == (BATCH, length, VOCAB)
+    model = backbone(name, f"seq_len={max(length, LENGTH)}")
+    assert logits(model, tokens(length)).shape == (BATCH, length, VOCAB)
 
 
 @pytest.mark.parametrize("length", [32, 64])
@@ -59,8 +65,8 @@ def test_without_positions_at_multiples_of_a_block(name: str, length: int) -> No
 
 
 @pytest.mark.parametrize("kernel", ["auto", "reference"])
-def test_no_gradient_from_the_future(name: str, kernel: str) -> None:
-    model = backbone(name, "backbone.d_conv=4", f"kernel={kernel}")
+def test_no_gradient_from_the_future(decoder: str, kernel: str) -> None:
+    model = backbone(decoder, "backbone.d_conv=4", f"kernel={kernel}")
     by_fft = "fft" in model.kernel  # a spectrum holds every position: it rounds
     check_causality(model, allowed=1e-6 if by_fft else 0)
 
@@ -80,8 +86,8 @@ def check_causality(model: Backbone, allowed: float = 0) -> None:
 
 
 @pytest.mark.parametrize("d_conv", [0, 4])
-def test_decode_equals_forward(name: str, d_conv: int) -> None:
-    model, x = backbone(name, f"backbone.d_conv={d_conv}"), tokens()
+def test_decode_equals_forward(decoder: str, d_conv: int) -> None:
+    model, x = backbone(decoder, f"backbone.d_conv={d_conv}"), tokens()
     state = model.init_state(BATCH, LENGTH)
     stepped = []
     for t in range(LENGTH):
@@ -91,8 +97,8 @@ def test_decode_equals_forward(name: str, d_conv: int) -> None:
 
 
 @pytest.mark.parametrize("prompt", [1, 3, LENGTH - 5])
-def test_decode_after_prefill_equals_forward(name: str, prompt: int) -> None:
-    model, x = backbone(name, "backbone.d_conv=4"), tokens()
+def test_decode_after_prefill_equals_forward(decoder: str, prompt: int) -> None:
+    model, x = backbone(decoder, "backbone.d_conv=4"), tokens()
     y, state = model.prefill(x[:, :prompt], model.init_state(BATCH, LENGTH))
     found = [y]
     for t in range(prompt, LENGTH):
@@ -101,8 +107,8 @@ def test_decode_after_prefill_equals_forward(name: str, prompt: int) -> None:
     torch.testing.assert_close(torch.stack(found, 1), logits(model, x)[:, prompt - 1 :], atol=1e-4, rtol=1e-4)
 
 
-def test_state_bytes_are_those_of_the_tensors(name: str) -> None:
-    model = backbone(name)
+def test_state_bytes_are_those_of_the_tensors(decoder: str) -> None:
+    model = backbone(decoder)
     state = model.init_state(1, 100)
     assert model.state_bytes(100) == sum(t.numel() * t.element_size() for t in tensors(state)) > 0
     assert count_bytes(model.init_state(3, 100)) > model.state_bytes(100)
@@ -121,8 +127,8 @@ def seen_flops(model: Backbone, batch_size: int) -> int:
     return counter.get_total_flops()
 
 
-def test_flops_grow_with_the_width_and_with_the_state(name: str) -> None:
-    model, wider = backbone(name), backbone(name, "d_model=64")
+def test_flops_grow_with_the_width_and_with_the_state(decoder: str) -> None:
+    model, wider = backbone(decoder), backbone(decoder, "d_model=64")
     near, far = (model.flops_per_token(n, n_scored=n) for n in (1024, 4096))
     assert 0 < near < wider.flops_per_token(1024, n_scored=1024)
     if model.state_bytes(1024) == model.state_bytes(4096):
@@ -132,8 +138,8 @@ def test_flops_grow_with_the_width_and_with_the_state(name: str) -> None:
 
 
 @pytest.mark.parametrize("is_bf16", [False, True])
-def test_state_does_not_change_size_while_decoding(name: str, is_bf16: bool) -> None:
-    model, x = backbone(name, "backbone.d_conv=4"), tokens()
+def test_state_does_not_change_size_while_decoding(decoder: str, is_bf16: bool) -> None:
+    model, x = backbone(decoder, "backbone.d_conv=4"), tokens()
     with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
         state = model.init_state(BATCH, LENGTH)
         before = [(t.shape, t.dtype) for t in tensors(state)]
@@ -143,8 +149,8 @@ def test_state_does_not_change_size_while_decoding(name: str, is_bf16: bool) -> 
     assert [(t.shape, t.dtype) for t in tensors(state)] == before
 
 
-def test_decoding_in_bf16_casts_no_weight_twice(name: str) -> None:
-    model = backbone(name)
+def test_decoding_in_bf16_casts_no_weight_twice(decoder: str) -> None:
+    model = backbone(decoder)
     sizes = {p.numel() for p in model.parameters() if p.dim() >= 2 and p.numel() > BATCH * 4 * 32}
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         _, state = model.step(tokens()[:, 0], model.init_state(BATCH, LENGTH))
@@ -154,8 +160,8 @@ def test_decoding_in_bf16_casts_no_weight_twice(name: str) -> None:
     assert not [event for event in casts if math.prod(event.input_shapes[0] or [0]) in sizes]
 
 
-def test_state_at_a_position_costs_what_the_real_one_does(name: str) -> None:
-    model, x = backbone(name), tokens()
+def test_state_at_a_position_costs_what_the_real_one_does(decoder: str) -> None:
+    model, x = backbone(decoder), tokens()
     _, real = model.prefill(x[:, :-1], model.init_state(BATCH, LENGTH))
     sized = model.init_state(BATCH, LENGTH, position=LENGTH - 1)
     assert [t.shape for t in tensors(sized)] == [t.shape for t in tensors(real)]
@@ -223,13 +229,29 @@ def test_runs_on_bf16_autocast(name: str) -> None:
     model = backbone(name)
     with torch.autocast("cpu", torch.bfloat16):
         found = logits(model, tokens())
+    torch.testing.assert_close(found.float(), logits(model, tokens()), atol=0.05, rtol=0.1)
+
+
+def test_decodes_on_bf16_autocast(decoder: str) -> None:
+    model = backbone(decoder)
+    with torch.autocast("cpu", torch.bfloat16):
         state = model.init_state(BATCH, LENGTH)
         prompted, state = model.prefill(tokens()[:, :9], state)
         stepped, _ = model.step(tokens()[:, 9], state)
     exact = logits(model, tokens())
-    torch.testing.assert_close(found.float(), exact, atol=0.05, rtol=0.1)
     torch.testing.assert_close(prompted.float(), exact[:, 8], atol=0.05, rtol=0.1)
     torch.testing.assert_close(stepped.float(), exact[:, 9], atol=0.05, rtol=0.1)
+
+
+def test_encoders_see_both_ways_and_do_not_decode(name: str) -> None:
+    model = backbone(name)
+    assert model.is_causal == (name in DECODERS)
+    if model.is_causal:
+        return
+    with pytest.raises(AssertionError):
+        check_causality(model)
+    with pytest.raises(Unsupported, match="no state to decode from"):
+        model.init_state(BATCH, LENGTH)
 
 
 @pytest.mark.parametrize("positions", ["none", "learned", "sinusoidal", "rotary", "alibi"])
@@ -240,6 +262,10 @@ def test_positions_are_a_dial(name: str, positions: str) -> None:
             backbone(name, f"backbone.positions={positions}")
         return
     model, x = backbone(name, f"backbone.positions={positions}"), tokens()
+    if not model.is_causal:
+        reference = backbone(name, f"backbone.positions={positions}", "kernel=reference")
+        torch.testing.assert_close(logits(model, x), logits(reference, x), atol=1e-5, rtol=1e-4)
+        return
     _, state = model.prefill(x[:, :-1], model.init_state(BATCH, LENGTH))
     stepped, _ = model.step(x[:, -1], state)
     torch.testing.assert_close(stepped, logits(model, x)[:, -1], atol=1e-4, rtol=1e-4)

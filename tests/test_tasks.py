@@ -39,7 +39,8 @@ def write_corpus(folder: Path) -> None:
 
 def make(name: str, home: Path, seq_len: int = SEQ_LEN) -> Task:
     """The task as its YAML configures it, but for a corpus that is small and in `home`."""
-    overrides = {"text": {"path": str(home / "corpus"), "cache_dir": str(home / "cache")}}
+    corpus = {"path": str(home / "corpus"), "cache_dir": str(home / "cache")}
+    overrides = {"text": corpus, "masked_text": corpus}
     config = OmegaConf.create({"seq_len": seq_len, "task": OmegaConf.load(CONF / f"{name}.yaml")})
     knobs = OmegaConf.to_container(config, resolve=True)["task"] | overrides.get(name, {})
     return get_class(knobs.pop("_target_"))(**knobs)  # not hydra's instantiate, which wraps a ValueError in its own
@@ -235,6 +236,14 @@ def test_impossible_lengths_and_splits_are_refused(task: Task, home: Path, reque
         task.with_length(0)
     with pytest.raises(ValueError, match="split=holdout is unknown"):
         task.for_split("holdout")  # type: ignore[arg-type]
+
+
+def test_a_task_says_whether_its_inputs_show_the_answers(task: Task) -> None:
+    inputs, targets = draw(task, 256)
+    scored = targets[:, :-1] != IGNORE
+    shown = (inputs[:, 1:] == targets[:, :-1])[scored].float().mean() if scored.any() else torch.tensor(0.0)
+    assert (shown == 1.0) == task.shows_answers
+    assert task.shows_answers or shown < 0.5
 
 
 def test_provenance_is_flat(task: Task) -> None:

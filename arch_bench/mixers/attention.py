@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from arch_bench.mixers.base import Card, Mixer, State, count_flops
 from arch_bench.norm import RMSNorm
 from arch_bench.ops import attention
+from arch_bench.ops.kernel import Unsupported
 from arch_bench.ops.pattern import n_band_pairs
 from arch_bench.positions import Positions, alibi_slopes, first_waves, rotate, waves
 
@@ -191,6 +192,26 @@ def local_obstacles(heads: attention.Heads) -> dict[str, str | None]:
     """Why each kernel of window attention cannot run here, or None."""
     fused = {"varlen": attention.varlen_obstacle(heads), "flex": attention.flex_obstacle(heads)}
     return {**fused, "blocks": None, "reference": None}
+
+
+class BidirectionalAttention(Attention):
+    """Attention over all positions, later ones too (Devlin et al. 2019): the mixer of an encoder.
+
+    It has no state and no step: each new token would change what all the others have seen. Training costs
+    O(T^2 d_model), twice that of the causal form. Raises as `Attention`, and Unsupported when it is to decode.
+    """
+
+    card = Card("attention", "none", "2 T d", "none", "Devlin et al. 2019")
+    is_causal = False
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention.KERNELS[self.kernel](q, k, v, self.slopes, is_causal=False)
+
+    def _n_pairs(self, seq_len: int) -> float:
+        return seq_len**2
+
+    def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
+        raise Unsupported("an encoder sees what comes later: it has no state to decode from")
 
 
 class LocalAttention(Attention):

@@ -42,6 +42,8 @@ class Mixer(nn.Module, ABC):
     """Every implementation of the parallel form, the fastest first, and why it cannot run here, or None."""
     step_kernel: str
     """The implementation behind `step`, which need not be that of the parallel form."""
+    is_causal: ClassVar[bool] = True
+    """Whether no position sees a later one."""
     takes_relative_positions: ClassVar[bool] = False
     """Whether the mixer itself can apply rotary or ALiBi positions, as attention can."""
 

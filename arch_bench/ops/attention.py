@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-AttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+AttentionFn = Callable[..., Tensor]
+"""Of q, k, v, slopes and is_causal."""
 LocalAttentionFn = Callable[[Tensor, Tensor, Tensor, int, Tensor | None], Tensor]
 
 
@@ -48,19 +49,29 @@ def for_each_head(x: Tensor, n_heads: int) -> Tensor:
     return x if x.shape[1] == n_heads else x.repeat_interleave(n_heads // x.shape[1], dim=1)
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None) -> Tensor:
+def reference(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None, *, is_causal: bool = True) -> Tensor:
     """Vaswani et al. 2017, equation 1, written out."""
     k, v = (for_each_head(x, q.shape[1]) for x in (k, v))
-    return local_reference(q, k, v, q.shape[-2], slopes)
+    if is_causal:
+        return local_reference(q, k, v, q.shape[-2], slopes)
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    scores = scores if slopes is None else scores + _both_ways(q, slopes)
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None, *, is_causal: bool = True) -> Tensor:
     """PyTorch's fused attention: O(T) memory without slopes, O(H T^2) with them (they need an explicit bias)."""
     is_grouped = q.shape[1] != k.shape[1]
     if slopes is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_grouped)
-    bias = attention_bias(_distances(q.shape[-2], q.device), q.shape[-2], slopes)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=is_grouped)
+    n = q.shape[-2]
+    bias = attention_bias(_distances(n, q.device), n, slopes) if is_causal else _both_ways(q, slopes)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), enable_gqa=is_grouped)
+
+
+def _both_ways(q: Tensor, slopes: Tensor) -> Tensor:
+    """ALiBi where the future is visible too: what is as far away is lowered as much, (H, T, T)."""
+    return -slopes[:, None, None] * _distances(q.shape[-2], q.device).abs()
 
 
 SDPA_BACKENDS = {
@@ -74,11 +85,11 @@ SDPA_BACKENDS = {
 def sdpa_by(backend: SDPBackend) -> AttentionFn:
     """`sdpa` by one backend. Raises RuntimeError where that cannot run."""
 
-    def run(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None) -> Tensor:
+    def run(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None, *, is_causal: bool = True) -> Tensor:
         if backend == SDPBackend.EFFICIENT_ATTENTION:  # which knows no groups
             k, v = (for_each_head(x, q.shape[1]) for x in (k, v))
         with sdpa_kernel(backend):
-            return sdpa(q, k, v, slopes)
+            return sdpa(q, k, v, slopes, is_causal=is_causal)
 
     return run
 

@@ -1,0 +1,75 @@
+"""Masked text: what is shown at the scored positions, and who may learn from which objective."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from arch_bench import run
+from arch_bench.config import ConfigError, build, cell_of, compose
+from tasks.base import IGNORE, stream
+from tasks.masked_text import MASK, MaskedText
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> MaskedText:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for i in range(30):
+        Path(folder, f"{i}.txt").write_text("".join(chr(97 + (i + j * j) % 26) for j in range(3000)))
+    knobs = {"path": str(folder), "glob": "*.txt", "cache_dir": str(tmp_path / "cache")}
+    return MaskedText(seq_len=100, mask_rate=0.15, config_name=None, text_column="text", **knobs)
+
+
+def test_eight_in_ten_show_the_mask_one_a_random_byte_and_one_itself(task: MaskedText) -> None:
+    inputs, targets = task.sample(4000, stream(0, "train", 0, CPU), CPU)
+    scored = targets != IGNORE
+    assert (scored.sum(1) == 15).all()
+    shown, answers = inputs[scored], targets[scored]
+    assert (shown == MASK).float().mean() == pytest.approx(0.8, abs=0.01)
+    assert (shown == answers).float().mean() == pytest.approx(0.1, abs=0.01)
+    assert ((shown != MASK) & (shown != answers)).float().mean() == pytest.approx(0.1, abs=0.01)
+    assert (inputs[~scored] < MASK).all()
+    assert scored.float().mean(0).std() < 0.01, "every position is scored as often"
+
+
+def test_the_answers_are_the_text(task: MaskedText) -> None:
+    inputs, targets = task.sample(8, stream(0, "train", 0, CPU), CPU)
+    restored = torch.where(targets != IGNORE, targets, inputs)
+    corpus = b"".join(path.read_bytes() + b"\0" for path in Path(task.corpus.path).iterdir())
+    assert all(bytes(row[:50].tolist()) in corpus for row in restored)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -1.0])
+def test_a_rate_that_is_none_is_refused(rate: float) -> None:
+    cell = cell_of(compose(["task=masked_text", f"task.mask_rate={rate}"]))
+    with pytest.raises(ConfigError, match=f"mask_rate={rate} must be greater than 0 and less than 1"):
+        build(cell, "task")
+
+
+def test_an_encoder_is_not_trained_on_a_task_that_shows_the_answers(tmp_path: Path) -> None:
+    small = ["isolate=false", "logger=none", "phases=[quality]", f"results_dir={tmp_path}"]
+    cell = cell_of(compose(["backbone=bert", "task=text", "eval_scales=[1]", *small]))
+    (row,) = run.run_cell(cell, say=lambda row: None)
+    assert (row.status, row.reason) == (
+        "unsupported",
+        "task=text shows its answers one position later, and an encoder would read them",
+    )
+
+
+def test_the_encoder_is_that_of_pytorch() -> None:
+    """Against `nn.TransformerEncoderLayer` with copied weights: post-norm, GELU, no mask."""
+    cell = cell_of(compose(["backbone=bert", "backbone.positions=none", "d_model=32", "n_layers=1"]))
+    torch.manual_seed(0)
+    block = build(cell, "backbone", vocab_size=5).eval().blocks[0]
+    layer = nn.TransformerEncoderLayer(32, 4, 128, dropout=0.0, activation="gelu", batch_first=True)
+    layer.self_attn.in_proj_weight.data = block.mixer.qkv.weight.data
+    layer.self_attn.out_proj.weight.data = block.mixer.out.weight.data
+    layer.linear1, layer.linear2, layer.norm1, layer.norm2 = block.mlp.up, block.mlp.down, block.norm, block.mlp_norm
+    x = torch.randn(2, 20, 32)
+    torch.testing.assert_close(block(x), layer(x), atol=1e-5, rtol=1e-5)
