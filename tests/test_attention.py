@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from arch_bench.ops import attention
+from arch_bench.ops import attention, local_attention
 from arch_bench.positions import alibi_slopes, first_waves, rotate, waves
 
 
@@ -40,7 +40,7 @@ def test_local_attention(kernel: str, window: int, length: int, with_slopes: boo
     q, k, v = qkv(length)
     expected = dense(q, k, v, window, slopes)
     wanted = torch.autograd.grad(expected.square().sum(), (q, k, v))
-    found = attention.LOCAL_KERNELS[kernel](q, k, v, window, slopes)
+    found = local_attention.KERNELS[kernel](q, k, v, window, slopes)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
     for got, want in zip(torch.autograd.grad(found.square().sum(), (q, k, v)), wanted, strict=True):
         torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
@@ -77,7 +77,7 @@ def largest_tensor(length: int) -> int:
 
     q, k, v = qkv(length, torch.float32)
     with Watch():
-        attention.local_blocks(q, k, v, 16, None).sum().backward()
+        local_attention.blocks(q, k, v, 16, None).sum().backward()
     return max(sizes)
 
 
@@ -96,7 +96,7 @@ def taken(mask: Any, name: str, n: int) -> torch.Tensor:
 
 
 def test_the_tables_of_a_long_band_are_small() -> None:
-    mask = attention._flex_mask(256, 2**20, torch.device("meta"))
+    mask = local_attention._flex_mask(256, 2**20, torch.device("meta"))
     assert mask.kv_indices.numel() == 8192 * 2
 
 
@@ -108,15 +108,15 @@ def test_the_band_of_blocks_is_the_one_torch_finds_by_trying_every_position(leng
     def visible(_b: torch.Tensor, _h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         return (i >= j) & (i - j < window)
 
-    found = attention._flex_mask(window, length, torch.device("cpu"))
+    found = local_attention._flex_mask(window, length, torch.device("cpu"))
     expected = create_block_mask(visible, None, None, length, length, device="cpu")
-    n = -(-length // attention.FLEX_BLOCK)
+    n = -(-length // local_attention.FLEX_BLOCK)
     for side, wanted in {"kv": expected.to_dense()[0, 0], "q": expected.to_dense()[0, 0].T}.items():
         tables = [taken(found, name, n) for name in (side, f"full_{side}")]
         assert (tables[0] + tables[1] == wanted).all(), "every block once"
     assert found.shape == expected.shape
     assert found.BLOCK_SIZE == expected.BLOCK_SIZE
-    ragged = length % attention.FLEX_BLOCK > 0  # torch never calls the last, half-empty blocks full
+    ragged = length % local_attention.FLEX_BLOCK > 0  # torch never calls the last, half-empty blocks full
     for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
         if not ragged:
             assert (getattr(found, name) == getattr(expected, name)).all(), name
@@ -124,7 +124,7 @@ def test_the_band_of_blocks_is_the_one_torch_finds_by_trying_every_position(leng
 
 
 def test_the_band_is_never_full_where_a_position_is_hidden() -> None:
-    mask = attention._flex_mask(300, 700, torch.device("cpu"))
+    mask = local_attention._flex_mask(300, 700, torch.device("cpu"))
     for i in range(6):
         for j in mask.full_kv_indices[0, 0, i, : mask.full_kv_num_blocks[0, 0, i]].tolist():
             assert (i + 1) * 128 - 1 - j * 128 < 300
@@ -134,7 +134,7 @@ def test_the_band_is_never_full_where_a_position_is_hidden() -> None:
 @pytest.mark.parametrize(("length", "window"), [(200, 32), (700, 300), (640, 1000)])
 def test_the_blocks_of_a_row_ascend(length: int, window: int) -> None:
     """The CUDA kernels check for the end of the sequence in the last one, and stop after as many as it has."""
-    mask = attention._flex_mask(window, length, torch.device("cpu"))
+    mask = local_attention._flex_mask(window, length, torch.device("cpu"))
     for name in ("kv", "full_kv", "q", "full_q"):
         counts, which = getattr(mask, f"{name}_num_blocks")[0, 0], getattr(mask, f"{name}_indices")[0, 0]
         for count, row in zip(counts.tolist(), which.tolist(), strict=True):
@@ -149,7 +149,7 @@ def test_flex_runs_on_that_band(length: int, window: int, with_slopes: bool) -> 
     q, k, v = (x.detach().repeat(1, 1, 1, 2) for x in qkv(length, torch.float32))
     slopes = alibi_slopes(4) if with_slopes else None
     with torch.no_grad():
-        found = attention.local_flex(q, k, v, window, slopes)
+        found = local_attention.flex(q, k, v, window, slopes)
     torch.testing.assert_close(found, attention.local_reference(q, k, v, window, slopes), atol=1e-5, rtol=1e-5)
 
 

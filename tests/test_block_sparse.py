@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
 from arch_bench.ops import block_sparse
-from arch_bench.ops.attention import FLEX_BLOCK
+from arch_bench.ops.local_attention import FLEX_BLOCK
 from arch_bench.ops.pattern import Stairs, WindowGlobalRandom, recut, tables, tiles
 from arch_bench.positions import alibi_slopes
 

@@ -16,7 +16,7 @@ from arch_bench import run
 from arch_bench.backbone import Backbone
 from arch_bench.config import Cell, build, cell_of, compose
 from arch_bench.decoder import EagerDecoder, GraphDecoder
-from arch_bench.ops import attention
+from arch_bench.ops import attention, local_attention
 from arch_bench.ops.causal_conv import causal_conv
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.ops.linear_cross_entropy import linear_cross_entropy
@@ -169,14 +169,14 @@ def test_flex_equals_the_reference(length: int, window: int, with_slopes: bool) 
     slopes = alibi_slopes(4).cuda() if with_slopes else None
     q, k, v = heads(length, torch.float32)
     expected = attention.local_reference(q, k, v, window, slopes)
-    assert_same(attention.local_flex(q, k, v, window, slopes), expected, (q, k, v), 5e-3)
+    assert_same(local_attention.flex(q, k, v, window, slopes), expected, (q, k, v), 5e-3)
 
 
 @pytest.mark.parametrize(("length", "window"), [(200, 64), (300, 7), (300, 2), (300, 1000)])
 def test_varlen_equals_the_reference(length: int, window: int) -> None:
     q, k, v = heads(length, torch.bfloat16)
     expected = attention.local_reference(q, k, v, window)
-    assert_same(attention.local_varlen(q, k, v, window), expected, (q, k, v), 2e-2)
+    assert_same(local_attention.varlen(q, k, v, window), expected, (q, k, v), 2e-2)
 
 
 def heads(length: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:

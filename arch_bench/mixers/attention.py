@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card, Mixer, State, count_flops
 from arch_bench.norm import RMSNorm
-from arch_bench.ops import attention
+from arch_bench.ops import attention, local_attention
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.ops.pattern import n_band_pairs
 from arch_bench.positions import Positions, alibi_slopes, first_waves, rotate, waves
@@ -190,7 +190,7 @@ def look_back(
 
 def local_obstacles(heads: attention.Heads) -> dict[str, str | None]:
     """Why each kernel of window attention cannot run here, or None."""
-    fused = {"varlen": attention.varlen_obstacle(heads), "flex": attention.flex_obstacle(heads)}
+    fused = {"varlen": local_attention.varlen_obstacle(heads), "flex": local_attention.flex_obstacle(heads)}
     return {**fused, "blocks": None, "reference": None}
 
 
@@ -234,7 +234,7 @@ class LocalAttention(Attention):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = (attention.for_each_head(x, self.n_heads) for x in (k, v))
-        return attention.LOCAL_KERNELS[self.kernel](q, k, v, self.window, self.slopes)
+        return local_attention.KERNELS[self.kernel](q, k, v, self.window, self.slopes)
 
     def _cache_len(self, max_len: int) -> int:
         return min(self.window, max_len)

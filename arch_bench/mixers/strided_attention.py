@@ -15,7 +15,7 @@ from torch import Tensor
 
 from arch_bench.mixers.attention import Attention, HeadDials, LocalAttention, local_obstacles, look_back
 from arch_bench.mixers.base import Card, State
-from arch_bench.ops import attention, block_sparse
+from arch_bench.ops import attention, block_sparse, local_attention
 from arch_bench.ops.dilated import dilated, n_dilated_pairs
 from arch_bench.ops.pattern import Stairs, n_band_pairs
 
@@ -146,7 +146,7 @@ class StridedAttention(NearAndFar):
         return (None, None) if self.slopes is None else (self.slopes[: self.n_near], self.slopes[self.n_near :])
 
     def _attend_near(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention.LOCAL_KERNELS[self.kernel](q, k, v, self.reach, self._slopes()[0])
+        return local_attention.KERNELS[self.kernel](q, k, v, self.reach, self._slopes()[0])
 
     def _attend_far(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return dilated(q, k, v, window=None, dilation=self.stride, slopes=self._slopes()[1], kernel=self.kernel)

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from arch_bench.ops.attention import FLEX_BLOCK, Heads, compiled_flex, flex_obstacle
+from arch_bench.ops.attention import Heads
+from arch_bench.ops.local_attention import FLEX_BLOCK, compiled_flex, flex_obstacle
 from arch_bench.ops.pattern import Pattern, numbers, tables, tiles
 
 BlockSparseFn = Callable[[Tensor, Tensor, Tensor, Pattern, Tensor | None], Tensor]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from arch_bench.ops import attention
+from arch_bench.ops import attention, local_attention
 from arch_bench.ops.block_sparse import lowered
 from arch_bench.ops.pattern import n_band_pairs
 
@@ -20,7 +20,7 @@ def dilated(
 ) -> Tensor:
     """The last `window` keys of the query's residue class, or all of them where it is None.
 
-    kernel: one of `attention.LOCAL_KERNELS`, which attends within the classes: O(T window), or O(T^2 / dilation).
+    kernel: one of `local_attention.KERNELS`, which attends within the classes: O(T window), or O(T^2 / dilation).
     Full attention of a class is PyTorch's fused one, whatever the kernel. `reference` takes the matrix of all pairs.
     """
     if kernel == "reference":
@@ -28,7 +28,7 @@ def dilated(
     B, T = q.shape[0], q.shape[2]
     q, k, v = (_classes(x, dilation) for x in (q, k, v))
     slopes = None if slopes is None else slopes * dilation
-    attend = attention.LOCAL_KERNELS[kernel]
+    attend = local_attention.KERNELS[kernel]
     y = attention.sdpa(q, k, v, slopes) if window is None else attend(q, k, v, window, slopes)
     return y.unflatten(0, (B, dilation)).permute(0, 2, 3, 1, 4).flatten(2, 3)[:, :, :T]
 
