@@ -237,6 +237,8 @@ def test_compiled_steps_give_the_losses_of_eager_ones(name: str) -> None:
     steps = [small(kind, f"backbone={name}", depth(name, 1)) for kind in ("eager", "compiled")]
     expected, found = (losses(step, 0, 50) for step in steps)
     assert [step.kind for step in steps] == ["eager", "compiled"], steps[1].why
-    assert found == pytest.approx(expected, rel=1e-3)
+    assert found[:2] == pytest.approx(expected[:2], rel=1e-5)
+    is_deep = depth(name, 1) != "n_layers=1"  # AdamW starts with steps as large where a gradient is rounding alone
+    assert found == pytest.approx(expected, rel=0.1 if is_deep else 1e-3)
     assert expected[-1] < expected[0]
     assert math.isfinite(expected[-1])
