@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ LENGTH = 40
 """Longer than the default window, so that a window shows."""
 
 
+@cache
 def cell(*overrides: str) -> Cell:
     return cell_of(compose(["d_model=32", f"seq_len={LENGTH}", *overrides]))
 
