@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensor_sizes import largest_tensor
 
 from arch_bench.mixers.attention import Attention
 from arch_bench.mixers.base import tensors
@@ -109,26 +110,14 @@ def test_flops_by_hand() -> None:
     assert build(top_k=1).flops_per_token(16) == expected
 
 
-def largest_tensor(length: int) -> int:
-    """Elements of the largest tensor that `blocks` makes, forward and backward."""
-    sizes = []
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            made = func(*args, **(kwargs or {}))
-            leaves = made if isinstance(made, tuple) else (made,)
-            sizes.extend(t.numel() for t in leaves if isinstance(t, torch.Tensor))
-            return made
-
+def largest_of(length: int) -> int:
     inputs = [x.detach().float().requires_grad_() for x in qkv(length)]
-    with Watch():
-        moba.blocks(*inputs, moba.Choice(16, 2)).sum().backward()
-    return max(sizes)
+    return largest_tensor(lambda: moba.blocks(*inputs, moba.Choice(16, 2)))
 
 
 def test_gathering_is_linear_in_the_length() -> None:
-    assert largest_tensor(512) == 2 * HEADS * 512 * (2 + 1) * 16 * 8  # B H T W S D
-    assert largest_tensor(1024) == 2 * largest_tensor(512)
+    assert largest_of(512) == 2 * HEADS * 512 * (2 + 1) * 16 * 8  # B H T W S D
+    assert largest_of(1024) == 2 * largest_of(512)
 
 
 @pytest.mark.parametrize(("key", "message"), [("block", "block=0 must be at least 1"), ("top_k", "top_k=-1 must be")])

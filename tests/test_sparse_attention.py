@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensor_sizes import largest_tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from arch_bench.mixers.attention import Attention, LocalAttention
@@ -166,26 +167,14 @@ def test_dilated_equals_the_definition(length: int, window: int | None) -> None:
         torch.testing.assert_close(torch.autograd.grad(found.square().sum(), inputs), wanted, atol=1e-6, rtol=1e-6)
 
 
-def largest_tensor(mixer: Mixer, length: int) -> int:
-    """Elements of the largest tensor that forward and backward make."""
-    sizes = []
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            made = func(*args, **(kwargs or {}))
-            leaves = made if isinstance(made, tuple) else (made,)
-            sizes.extend(t.numel() for t in leaves if isinstance(t, torch.Tensor))
-            return made
-
+def largest_of(mixer: Mixer, length: int) -> int:
     x = random(length)
-    with Watch():
-        mixer(x).sum().backward()
-    return max(sizes)
+    return largest_tensor(lambda: mixer(x))
 
 
 @pytest.mark.parametrize("kind", [Longformer, BigBird, DilatedAttention])
 def test_memory_is_linear_in_the_length(kind: type[Mixer]) -> None:
-    assert largest_tensor(build(kind), 1024) <= 2.1 * largest_tensor(build(kind), 512)
+    assert largest_of(build(kind), 1024) <= 2.1 * largest_of(build(kind), 512)
 
 
 WEIGHTS = 4 * 2 * D * D
