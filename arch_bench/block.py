@@ -83,6 +83,8 @@ class Block(nn.Module):
         mlp_ratio: hidden width of the MLP over d_model.
         d_conv: width of the short convolution; 0 leaves it out.
         dropout: on what each half adds.
+
+    Raises ValueError for an MLP without a hidden unit.
     """
 
     def __init__(
@@ -98,6 +100,8 @@ class Block(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
+        if mlp != "none" and mlp_ratio * d_model < 1:
+            raise ValueError(f"mlp_ratio={mlp_ratio} leaves the MLP no hidden unit; mlp=none leaves out the MLP")
         self.mixer = mixer
         self.is_pre = norm_at == "pre"
         self.norm = make_norm(norm, d_model)

@@ -78,6 +78,7 @@ def test_a_dial_of_heads_changes_what_it_says() -> None:
         (["backbone.mixer.n_kv_heads=3"], "n_kv_heads=3 must divide n_heads=4"),
         (["backbone.mixer.n_kv_heads=0"], "n_kv_heads=0 must divide n_heads=4"),
         (["backbone.mixer.qk_norm=yes_please"], "backbone.mixer.qk_norm=yes_please: input should be a valid boolean"),
+        (["backbone.mlp_ratio=0"], "mlp_ratio=0.* leaves the MLP no hidden unit; mlp=none leaves out the MLP"),
         (["backbone.norm=batch"], "backbone.norm=batch: input should be 'layer' or 'rms'"),
         (["+backbone.mixer.windows=3"], "takes no windows"),
     ],

@@ -43,7 +43,7 @@ class Attention(Mixer):
     odd head width.
     """
 
-    card = Card("attention", "2 T d", "T d", "T d", "Vaswani et al. 2017")
+    card = Card("attention", "2 T d n_kv_heads / n_heads", "T d", "T d", "Vaswani et al. 2017")
     takes_relative_positions = True
     step_kernel = "sdpa"
 
@@ -221,7 +221,9 @@ class LocalAttention(Attention):
     a decoded token O(window d_model). n_layers blocks see n_layers * (window - 1) positions back.
     """
 
-    card = Card("sparse attention", "2 min(T, window) d", "window d", "window d", "Beltagy et al. 2020")
+    card = Card(
+        "sparse attention", "2 min(T, window) d n_kv_heads / n_heads", "window d", "window d", "Beltagy et al. 2020"
+    )
 
     def __init__(self, *, window: int, n_kv_heads: int, **heads: Unpack[HeadDials]) -> None:
         if window < 1:
