@@ -1,4 +1,4 @@
-"""The command line: compose, run the cell, print its rows. Imports nothing slow: TAB completion runs this file too."""
+"""The command line: compose the cells, run them, report. Imports nothing slow: TAB completion runs this file too."""
 
 from __future__ import annotations
 
@@ -11,42 +11,35 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from arch_bench.complaint import one_line
-from arch_bench.config import CONF, HYDRA, ConfigError, allowed_targets, cell_of
-from arch_bench.sweep import SWEEP, line
+from arch_bench.config import CONF, HYDRA, ConfigError, allowed_targets
+from arch_bench.sweep import SWEEP
 
 
 @hydra.main(config_path=str(CONF), config_name="config", **HYDRA)
-def run(cfg: DictConfig) -> None:
+def compose(cfg: DictConfig) -> None:
     """One cell of a sweep, or the only one."""
-    from arch_bench.run import run_cell
-
-    try:
-        cell = cell_of(cfg)
-        SWEEP.announce(cell)
-        run_cell(
-            cell,
-            say=lambda row: print(line(row), flush=True),
-            tell=lambda text: print(f"    {text}", flush=True),
-        )
-    except (ConfigError, OSError) as error:
-        SWEEP.mistakes.append(one_line(error))  # told here: a raised one would be told twice, and end a sweep
-        print(f"arch-bench: {SWEEP.mistakes[-1]}", file=sys.stderr)
+    SWEEP.add(cfg)
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 a bug (with its traceback), 2 the user's mistake (one line), 130 interrupted."""
+    """Compose all cells, then run them.
+
+    Exit codes: 0 done, 1 a cell crashed or ran out of time (or a bug, with its traceback), 2 the user's mistake (one
+    line), 130 interrupted.
+    """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting
     try:
         with allowed_targets():
-            run()
-    except (HydraException, OmegaConfBaseException, OSError) as error:
+            compose()
+            SWEEP.run()
+    except (HydraException, OmegaConfBaseException, ConfigError, OSError) as error:
         _exit(one_line(error), 2)
     except KeyboardInterrupt:
         _exit("interrupted; finished rows are kept, the same command goes on from there", 130)
     finally:
         SWEEP.finish()
-    if SWEEP.mistakes:
-        sys.exit(2)
+    if SWEEP.mistakes or SWEEP.failures:
+        sys.exit(2 if SWEEP.mistakes else 1)
 
 
 def _exit(message: str, code: int) -> None:

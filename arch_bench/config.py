@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -99,7 +99,7 @@ class Cell(_Record):
     kernel: str
     loss_kernel: Literal["auto", "full", "fla", "torch"]
     step: Literal["auto", "eager", "compiled", "graph"]
-    phases: Annotated[list[Literal["quality", "speed", "decode", "kernels"]], Field(min_length=1)]
+    phases: Annotated[list[Literal["quality", "scan", "speed", "decode", "kernels"]], Field(min_length=1)]
     eval_scales: Lengths
     results_dir: Annotated[str, Field(min_length=1)]
     isolate: bool
@@ -113,14 +113,39 @@ class Cell(_Record):
     logger: Logger
     speed: Speed
     decode: Decode
+    chosen: str = ""
+    """What a protocol chose for it, and why; never set by a file."""
+
+
+class Sweeping(_Record):
+    """What concerns all cells of a command: which of them to run, and where."""
+
+    protocol: Node
+    launcher: Node
+    dry_run: bool
 
 
 def cell_of(cfg: DictConfig) -> Cell:
     """Resolve and check a composed config. Raises ConfigError for the first value that is not allowed."""
-    values = OmegaConf.to_container(_with_pattern(cfg), resolve=True, throw_on_missing=True)
-    assert isinstance(values, dict)
+    return _checked(Cell, {key: value for key, value in _values(cfg).items() if key not in Sweeping.model_fields})
+
+
+def sweeping_of(cfg: DictConfig) -> Sweeping:
+    """What the same config says of the whole command. Raises ConfigError."""
+    return _checked(Sweeping, {key: value for key, value in _values(cfg).items() if key in Sweeping.model_fields})
+
+
+def _values(cfg: DictConfig) -> dict[str, Any]:
+    values: Any = OmegaConf.to_container(_with_pattern(cfg), resolve=True, throw_on_missing=True)
+    return dict(values)
+
+
+_R = TypeVar("_R", bound=_Record)
+
+
+def _checked(record: type[_R], values: dict[str, Any]) -> _R:
     try:
-        return Cell.model_validate(values)
+        return record.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_first_complaint(error)) from None
 
@@ -194,16 +219,21 @@ def build(cell: Cell, group: Literal["backbone", "task"], *, context_len: int | 
     source for a backbone that needs one.
     """
     node = getattr(cell, group)
-    for path, target in _targets(node, group):
-        _check_types(path, target)
+    _check_node(group, node)
     if "n_source" in _annotations(hydra.utils.get_class(node["_target_"])):
         kwargs["n_source"] = _n_source(cell, context_len)
+    return made(group, node, getattr(cell, f"{group}_name"), _try_out if group == "task" else None, **kwargs)
+
+
+def made(group: str, node: Node, name: str, try_out: Callable[[Any], None] | None = None, **kwargs: Any) -> Any:
+    """The object of a group's node, tried out. Raises ConfigError, as `build` does."""
+    _check_node(group, node)
     try:
         built = _instantiate(node, **kwargs)
-        if group == "task":
-            _try_out(built)
+        if try_out is not None:
+            try_out(built)
     except ValueError as error:
-        raise ConfigError(f"{group}={getattr(cell, f'{group}_name')}: {error}") from None
+        raise ConfigError(f"{group}={name}: {error}") from None
     return built
 
 
@@ -241,6 +271,11 @@ def _instantiate(node: Node, **kwargs: Any) -> Any:
             return hydra.utils.instantiate(node, **kwargs, _convert_="all")
         except InstantiationException as error:
             raise error.__cause__ or error from None
+
+
+def _check_node(group: str, node: Node) -> None:
+    for path, target in _targets(node, group):
+        _check_types(path, target)
 
 
 def _targets(node: Node, path: str) -> Iterator[tuple[str, Node]]:

@@ -6,17 +6,22 @@ second. The server itself never touches a device.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -31,7 +36,29 @@ class TimedOut(Exception):
     """The process was ended at its time limit."""
 
 
-def call(function: Callable[..., T], *args: Any, time_limit_s: float, preload: Sequence[str] = ()) -> T:
+class Interrupted(BaseException):
+    """The process was ended because the user, or the system, wants all of it to end."""
+
+
+_is_interrupted = threading.Event()
+
+
+class Setting(NamedTuple):
+    """Where a function runs and what it may write to."""
+
+    env: Mapping[str, str] = MappingProxyType({})
+    """Environment variables that differ from the caller's; libraries read them at first use."""
+    log: Path | None = None
+    """A file for what it prints, which then is not seen; None: the caller's terminal."""
+
+
+def call(
+    function: Callable[..., T],
+    *args: Any,
+    time_limit_s: float,
+    preload: Sequence[str] = (),
+    setting: Setting = Setting(),  # noqa: B008 (it cannot be changed)
+) -> T:
     """Run `function(*args)` in a fresh process and return its result.
 
     `preload` names modules that the processes will need besides; it counts when the first of them starts.
@@ -42,7 +69,7 @@ def call(function: Callable[..., T], *args: Any, time_limit_s: float, preload: S
     context.set_forkserver_preload([*_PRELOAD, *preload])
     _start_server()
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, function, args))
+    process = context.Process(target=_serve, args=(theirs, function, args, dict(setting.env), setting.log))
     try:
         process.start()  # within, so that a Ctrl-C at any moment ends it: at exit Python waits for what it started
         theirs.close()
@@ -65,9 +92,18 @@ def _start_server() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+def interrupt() -> None:
+    """End the processes of all calls under way in other threads, and let no new one begin: they raise Interrupted."""
+    _is_interrupted.set()
+
+
 def _receive(connection: Connection, process: Any, time_limit_s: float) -> Any:
-    if not connection.poll(time_limit_s):
-        raise TimedOut(f"stopped after {time_limit_s:g} s (time_limit_s)")
+    end = time.monotonic() + time_limit_s
+    while not connection.poll(min(0.5, max(0.0, end - time.monotonic()))):
+        if _is_interrupted.is_set():
+            raise Interrupted
+        if time.monotonic() >= end:
+            raise TimedOut(f"stopped after {time_limit_s:g} s (time_limit_s)")
     try:
         succeeded, value = connection.recv()
     except EOFError:
@@ -93,7 +129,16 @@ def _end(process: Any) -> None:
             process.join(timeout=5)
 
 
-def _serve(connection: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _serve(
+    connection: Connection,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    env: dict[str, str],
+    log: Path | None,
+) -> None:
+    os.environ.update(env)
+    if log is not None:
+        _write_to(log)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     gc.freeze()  # what was imported before the fork is never garbage: looking through it takes 0.2 s each time
     threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
@@ -103,6 +148,16 @@ def _serve(connection: Connection, function: Callable[..., Any], args: tuple[Any
         error.add_note("".join(traceback.format_exception(error)))
         answer = (False, _portable(error))
     connection.send(answer)
+
+
+def _write_to(log: Path) -> None:
+    """All that this process prints, also from below Python."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    faulthandler.enable()
 
 
 def _portable(error: Exception) -> Exception:

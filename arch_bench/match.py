@@ -37,6 +37,14 @@ def matched(cell: Cell) -> tuple[Cell, int | None]:
     )
 
 
+def n_params(cell: Cell) -> int:
+    """Parameters of a cell's backbone as it is. Raises ConfigError."""
+    cell = with_kernel(cell, "reference")  # the same parameters, and it runs anywhere
+    vocab_size = build(cell, "task").vocab_size
+    with torch.device("meta"):
+        return int(build(cell, "backbone", vocab_size=vocab_size).n_params())
+
+
 def with_width(cell: Cell, d_model: int) -> Cell:
     """The same cell with another width."""
     return cell.model_copy(update={"d_model": d_model, "backbone": cell.backbone | {"d_model": d_model}})

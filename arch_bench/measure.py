@@ -64,8 +64,13 @@ def _quota(groups: Path) -> int | None:
 
 
 def limit_threads() -> None:
-    """Give PyTorch no more threads than there are cores to run them, unless OMP_NUM_THREADS says how many."""
-    if "OMP_NUM_THREADS" not in os.environ:
+    """Give PyTorch no more threads than there are cores to run them, unless OMP_NUM_THREADS says how many.
+
+    ARCH_BENCH_THREADS is what a launcher allots to each of several processes.
+    """
+    if allotted := os.environ.get("ARCH_BENCH_THREADS"):
+        torch.set_num_threads(int(allotted))
+    elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
 
 
@@ -74,6 +79,18 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
+CONTEXT_BYTES = 700 * 2**20
+"""What a process takes of a GPU besides its allocator: context, kernels, library workspaces."""
+
+
+def process_bytes(device: torch.device) -> int:
+    """What this process has held of the device at most."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) + CONTEXT_BYTES
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _processor() -> str:

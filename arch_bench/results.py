@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["quality", "speed", "decode", "kernels"]
+Kind = Literal["quality", "scan", "speed", "decode", "kernels"]
 Status = Literal["ok", "oom", "unsupported", "diverged", "timeout", "crashed"]
 Metrics = dict[str, float | int | str | None]
 
@@ -65,6 +65,12 @@ class Row:
     """Where the data came from (a corpus and its hash); empty for a generated task."""
     config: dict[str, Any] = field(default_factory=dict)
     """The resolved configuration of the cell."""
+    chosen: str = ""
+    """What a protocol chose for this cell, and why."""
+    wall_s: float | None = None
+    """Seconds of its process, shared equally by the rows that it made."""
+    process_bytes: int | None = None
+    """What its process held at most: on a GPU what its allocator reserved and the context, else resident memory."""
     created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
@@ -107,7 +113,9 @@ def _rows_of(folder: Path) -> Path:
     return folder if folder.name == "rows" else folder / "rows"
 
 
-_BOOKKEEPING = frozenset({"results_dir", "logger", "isolate", "rerun", "time_limit_s", "phases", "eval_scales"})
+_BOOKKEEPING = frozenset(
+    {"results_dir", "logger", "isolate", "rerun", "time_limit_s", "phases", "eval_scales", "chosen"}
+)
 _PHASE_SETTINGS = frozenset({"speed", "decode"})
 _WHICH_LENGTHS = frozenset({"lengths", "search_max_len"})
 

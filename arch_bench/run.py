@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import time
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from arch_bench import isolate, match, provenance, results, search, tracking
-from arch_bench.config import Cell
+from arch_bench.config import Cell, ConfigError
+from arch_bench.isolate import Setting
 from arch_bench.results import Kind, Outcome, Row, Status
 
-ORDER: tuple[Kind, ...] = ("kernels", "speed", "decode", "quality")
+ORDER: tuple[Kind, ...] = ("kernels", "speed", "decode", "scan", "quality")
 """Measuring comes first: the quality process then logs every row to the one W&B run it opens."""
 
 
-_RETRIED = frozenset({"timeout", "crashed"})
+RETRIED = frozenset({"timeout", "crashed"})
 """What may end better the next time."""
+TIMED = frozenset({"kernels", "speed", "decode"})
+"""Phases whose figures another process on the same device would spoil."""
 
 
 class Shape(NamedTuple):
@@ -27,23 +33,45 @@ class Shape(NamedTuple):
     """Of the phase `kernels`: the implementation."""
 
 
-def run_cell(cell: Cell, say: Callable[[Row], None], tell: Callable[[str], None] = lambda _: None) -> list[Row]:
+class Seat(NamedTuple):
+    """Where one shape of a cell runs."""
+
+    setting: Setting = Setting()
+    is_shared: bool = False
+    """Others are on the same device: what runs out of memory here may fit when it is alone."""
+
+
+class Place(Protocol):
+    """Gives shapes their seats, and makes them wait for one."""
+
+    def __call__(self, cell: Cell, shape: Shape, *, alone: bool) -> AbstractContextManager[Seat]:
+        """alone: with the whole device."""
+
+
+def anywhere(cell: Cell, shape: Shape, *, alone: bool) -> AbstractContextManager[Seat]:
+    """One after the other, each has the machine to itself."""
+    return nullcontext(Seat())
+
+
+def run_cell(
+    cell: Cell, say: Callable[[Row], None], tell: Callable[[str], None] = lambda _: None, place: Place = anywhere
+) -> list[Row]:
     """Measure what a cell still lacks; returns all of its rows. `say` hears of every row as it comes.
 
     `tell` hears what was chosen for the user.
 
-    Raises ConfigError for a mistake in the configuration; any other exception is a bug, noted with the cell's key.
+    Raises ConfigError for a mistake in the configuration; with `isolate=false` also a bug, noted with the cell's key.
     """
-    cell, n_params = match.matched(settle(cell))
+    cell, n_params = final(cell)
     if n_params is not None:
         tell(f"d_model {cell.d_model:,}: {n_params:,} parameters (match.params={cell.match.params})")
     rows: list[Row] = []
     n_measured, is_mirrored = 0, False
     for shape in shapes(cell, rows):
         known = [] if cell.rerun else _known(cell, shape)
-        fresh = [] if known else _measure(cell, shape, rows)
+        fresh = [] if known else _placed(cell, shape, rows, place)
         n_measured += len(fresh)
-        is_mirrored |= shape.kind == "quality" and any(row.status not in _RETRIED for row in fresh)
+        is_mirrored |= shape.kind == "quality" and any(row.status not in RETRIED for row in fresh)
         for row in known or fresh:
             say(row)
         rows += known or fresh
@@ -51,6 +79,30 @@ def run_cell(cell: Cell, say: Callable[[Row], None], tell: Callable[[str], None]
         with tracking.track(cell) as tracker:
             tracker.log_rows(rows)
     return rows
+
+
+def final(cell: Cell) -> tuple[Cell, int | None]:
+    """The cell as its rows will name it, and its parameters if a budget chose its width. Raises ConfigError."""
+    return match.matched(settle(cell))
+
+
+def is_done(cell: Cell) -> bool:
+    """Whether every row of a final cell is on disk, with a status that is not tried again.
+
+    Never of a cell whose shapes only come out as it runs: a search, or the kernels of a mixer.
+    """
+    if cell.rerun or "kernels" in cell.phases or ("speed" in cell.phases and cell.speed.search_max_len):
+        return False
+    return all(_known(cell, shape) for shape in shapes(cell, []))
+
+
+def rows_of(cell: Cell) -> list[Row]:
+    """Every row of a final cell that is on disk, of the phases that it asks for."""
+    rows = []
+    for path in sorted((Path(cell.results_dir) / "rows").glob(f"{results.cell_key(cell.model_dump())}-*.json")):
+        with suppress(ValueError):  # torn or foreign: measured again
+            rows.append(results.read(path))
+    return [row for row in rows if row.kind in cell.phases]
 
 
 def settle(cell: Cell) -> Cell:
@@ -74,6 +126,8 @@ def shapes(cell: Cell, rows: list[Row]) -> Iterator[Shape]:
             continue
         if kind == "quality":
             yield Shape(kind, [cell.seq_len * scale for scale in cell.eval_scales])
+        elif kind == "scan":
+            yield Shape(kind, [cell.seq_len])
         elif kind == "kernels":
             names = _contenders(cell)
             yield from (Shape(kind, [length], name) for length in cell.speed.lengths for name in names)
@@ -108,24 +162,59 @@ def _known(cell: Cell, shape: Shape) -> list[Row]:
             rows.append(results.read(row_path(cell, shape.kind, seq_len, shape.contender)))
         except (FileNotFoundError, ValueError):
             return []
-    return [] if any(row.status in _RETRIED for row in rows) else rows
+    return [] if any(row.status in RETRIED for row in rows) else rows
 
 
-def _measure(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
+def _placed(cell: Cell, shape: Shape, earlier: list[Row], place: Place) -> list[Row]:
+    """Run one shape where there is room; what runs out of memory beside others is run again alone."""
+    with place(cell, shape, alone=shape.kind in TIMED) as seat:
+        rows = _measure(cell, shape, earlier, seat.setting)
+    if not seat.is_shared or all(row.status != "oom" for row in rows):
+        return rows
+    with place(cell, shape, alone=True) as seat:
+        return _measure(cell, shape, earlier, seat.setting)
+
+
+def _measure(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting) -> list[Row]:
     """Run one shape in its process; a process that ends badly becomes status rows."""
     before = _known(cell, shape)
     try:
         if not cell.isolate:
             return run_shape(cell, shape, earlier)
-        preload = tracking.modules(cell)
-        return isolate.call(run_shape, cell, shape, earlier, time_limit_s=cell.time_limit_s, preload=preload)
+        preload, limit = tracking.modules(cell), cell.time_limit_s
+        return isolate.call(run_shape, cell, shape, earlier, time_limit_s=limit, preload=preload, setting=setting)
     except isolate.TimedOut as error:
         return _give_up(cell, shape, before, "timeout", str(error))
     except isolate.Crashed as error:
-        return _give_up(cell, shape, before, "crashed", str(error))
+        where = f" ({setting.log})" if setting.log else ""
+        return _give_up(cell, shape, before, "crashed", f"{error}{where}")
+    except ConfigError:
+        raise
     except Exception as error:
         error.add_note(f"in cell {results.cell_key(cell.model_dump())}: {cell.backbone_name} on {cell.task_name}")
-        raise
+        if not cell.isolate:
+            raise
+        return _give_up(cell, shape, before, "crashed", f"{_summary(error)} ({_logged(cell, shape, error)})")
+
+
+def _summary(error: Exception) -> str:
+    """The class and the first line, of an exception that lost its class on the way too."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return first if type(error) is RuntimeError and "Error: " in first else f"{type(error).__name__}: {first}"
+
+
+def log_path(cell: Cell, shape: Shape) -> Path:
+    """Where what a shape printed, or its traceback, is kept."""
+    name = "-".join([results.cell_key(cell.model_dump()), shape.kind, str(shape.lengths[0]), shape.contender])
+    return Path(cell.results_dir) / "logs" / f"{name.strip('-')}.log"
+
+
+def _logged(cell: Cell, shape: Shape, error: Exception) -> Path:
+    path = log_path(cell, shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write("".join(traceback.format_exception(error)))
+    return path
 
 
 def _give_up(cell: Cell, shape: Shape, before: list[Row], status: Status, reason: str) -> list[Row]:
@@ -133,7 +222,7 @@ def _give_up(cell: Cell, shape: Shape, before: list[Row], status: Status, reason
     if rows != before:
         return rows  # it saved them before it ended
     failed = [Outcome(seq_len=n, kernel=shape.contender, status=status, reason=reason) for n in shape.lengths]
-    return _save(cell, shape.kind, failed, cell.device)
+    return _save(cell, shape.kind, failed, cell.device, wall_s=None)
 
 
 def run_shape(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
@@ -142,23 +231,24 @@ def run_shape(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
     from arch_bench.measure import device_name, limit_threads, pick_device
     from arch_bench.precision import set_tf32
 
+    started = time.perf_counter()
     limit_threads()
     set_tf32(cell.precision)
     device = device_name(pick_device(cell.device))
     if shape.kind != "quality":
-        outcomes = guarded(lambda: [_measure_cost(cell, shape)], shape.lengths, shape.contender)
-        return _save(cell, shape.kind, outcomes, device)
+        outcomes = guarded(lambda: [_measure_one(cell, shape)], shape.lengths, shape.contender)
+        return _save(cell, shape.kind, outcomes, device, time.perf_counter() - started)
     from arch_bench import quality
 
     with tracking.track(cell) as tracker:
         outcomes = guarded(lambda: quality.measure(cell, shape.lengths, tracker.lightning), shape.lengths)
-        rows = _save(cell, shape.kind, outcomes, device)
+        rows = _save(cell, shape.kind, outcomes, device, time.perf_counter() - started)
         tracker.log_rows(earlier + rows)
     return rows
 
 
-def _measure_cost(cell: Cell, shape: Shape) -> Outcome:
-    from arch_bench import decode, kernels, speed
+def _measure_one(cell: Cell, shape: Shape) -> Outcome:
+    from arch_bench import decode, kernels, quality, speed
 
     (length,) = shape.lengths
     match shape.kind:
@@ -166,17 +256,20 @@ def _measure_cost(cell: Cell, shape: Shape) -> Outcome:
             return speed.measure(cell, length)
         case "decode":
             return decode.measure(cell, length)
+        case "scan":
+            return quality.scan(cell)
     return kernels.measure(cell, length, shape.contender)
 
 
-def _save(cell: Cell, kind: Kind, outcomes: list[Outcome], device: str) -> list[Row]:
-    rows = [to_row(cell, kind, outcome, device) for outcome in outcomes]
+def _save(cell: Cell, kind: Kind, outcomes: list[Outcome], device: str, wall_s: float | None) -> list[Row]:
+    share = None if wall_s is None else wall_s / len(outcomes)
+    rows = [to_row(cell, kind, outcome, device, share) for outcome in outcomes]
     for row in rows:
         results.save(row, row_path(cell, kind, row.seq_len, row.kernel if kind == "kernels" else ""))
     return rows
 
 
-def to_row(cell: Cell, kind: Kind, outcome: Outcome, device: str) -> Row:
+def to_row(cell: Cell, kind: Kind, outcome: Outcome, device: str, wall_s: float | None) -> Row:
     """An outcome with the identity and the provenance of its cell."""
     config: dict[str, Any] = cell.model_dump()
     commit, is_dirty = provenance.commit()
@@ -200,4 +293,6 @@ def to_row(cell: Cell, kind: Kind, outcome: Outcome, device: str) -> Row:
         device=device,
         data=outcome.data,
         config=config,
+        chosen=cell.chosen,
+        wall_s=wall_s,
     )

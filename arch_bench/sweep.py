@@ -1,61 +1,134 @@
-"""A sweep as the user sees it: where it stands while it runs, and what it found when it ends."""
+"""What one command asks for: its cells, run as a protocol wants it and where a launcher puts them, and reported."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from arch_bench.config import Cell
+from arch_bench.complaint import one_line
+from arch_bench.config import Cell, ConfigError, Sweeping, cell_of, made, sweeping_of
 from arch_bench.results import Row, load
+
+if TYPE_CHECKING:
+    from arch_bench.launchers.base import Done, Job, Launcher
+    from arch_bench.plan import Plan
+    from arch_bench.protocol import Answers, Round
 
 
 class Sweep:
-    """Counts the cells of this process's sweep."""
+    """Collects the cells that Hydra composes, one for each call of `add`, and runs them."""
 
     def __init__(self) -> None:
-        self.n_cells = 1
-        self.name: str | None = None
         self.mistakes: list[str] = []
-        self.results_dir = Path()
+        """The user's, in one line each, told as they were found."""
+        self.failures: list[Row] = []
+        """Rows of this command that crashed or ran out of time."""
+        self._name: str | None = None
+        self._cells: list[Cell] = []
+        self._sweeping: Sweeping | None = None
         self._started = time.monotonic()
+        self._n_before = 0
 
     def begin(self, cfg: DictConfig) -> None:
-        """Note a sweep (a single cell never calls this)."""
-        self.name, self.results_dir = cfg.name, Path(cfg.results_dir)
-        in_file = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
-        parsed = OverridesParser.create().parse_overrides(in_file + list(cfg.hydra.overrides.task))
-        axes = {axis.key_or_group: axis for axis in parsed}  # the command line comes last and wins
-        self.n_cells = 1
-        for axis in axes.values():
-            if axis.is_sweep_override():
-                self.n_cells *= len(list(axis.sweep_string_iterator()))
+        """Note that several cells will come (one alone never calls this)."""
+        self._name = cfg.name
 
-    def announce(self, cell: Cell) -> None:
-        """Say which cell begins."""
-        where = f"[{HydraConfig.get().job.num + 1}/{self.n_cells}] " if self.name else ""
-        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
-        print(
-            f"{where}{cell.backbone_name} on {cell.task_name}, seq_len {cell.seq_len}, seed {cell.seed}"
-            f"  ({minutes}:{seconds:02} since start)",
-            flush=True,
-        )
+    def add(self, cfg: DictConfig) -> None:
+        """A composed cell."""
+        try:
+            self._cells.append(cell_of(cfg))
+            self._sweeping = self._sweeping or sweeping_of(cfg)
+        except ConfigError as error:
+            self._mistaken(one_line(error))
+
+    def run(self) -> None:
+        """Round after round, until the protocol has all that it wants. Raises ConfigError."""
+        if self._sweeping is None:
+            return
+        protocol = made("protocol", self._sweeping.protocol, "")
+        launcher: Launcher = made("launcher", self._sweeping.launcher, "")
+        rounds = protocol.rounds(self._cells)
+        round_ = next(rounds, None)
+        while round_ is not None:
+            plan = self._plan(round_)
+            if self._sweeping.dry_run:
+                return
+            answers = self._work(plan, launcher)
+            try:
+                round_ = rounds.send(answers)
+            except StopIteration:
+                round_ = None
+
+    def _plan(self, round_: Round) -> Plan:
+        from arch_bench.plan import plan
+
+        folders = {Path(cell.results_dir) for cell in round_.cells}
+        found = plan(round_.cells, [row for row in load(sorted(folders)) if row.wall_s is not None])
+        if self._name is not None or (self._sweeping and self._sweeping.dry_run):
+            later = f"; then {round_.n_later:,} more" if round_.n_later else ""
+            print(f"{f'{round_.what}: ' if round_.what else ''}{found.text()}{later}", flush=True)
+        return found
+
+    def _work(self, plan: Plan, launcher: Launcher) -> Answers:
+        """The answer to every cell of a round: those on disk first, so that a new figure is at the end."""
+        from arch_bench.launchers.basic import Basic
+
+        n_cells = self._n_before + len(plan.done) + len(plan.remaining)
+        answers: Answers = []
+        for cells, where in ((plan.done, Basic()), (plan.remaining, launcher)):
+            jobs = [self._job(cell, n_cells, self._n_before + i) for i, cell in enumerate(cells, 1)]
+            self._n_before += len(cells)
+            for done in where.run(jobs):
+                self._hear(done)
+                answers.append((done.job.cell, done.rows))
+        return answers
+
+    def _job(self, cell: Cell, n_cells: int, number: int) -> Job:
+        from arch_bench.launchers.base import Job
+
+        where = f"[{number}/{n_cells}] " if self._name else ""
+        rate = f", lr {cell.optim.lr:g}" if cell.phases == ["scan"] else ""
+        text = f"{where}{cell.backbone_name} on {cell.task_name}, seq_len {cell.seq_len}, seed {cell.seed}{rate}"
+        return Job(cell, text)
+
+    def _hear(self, done: Done) -> None:
+        for text in done.lines:
+            print(text, flush=True)
+        if done.mistake is not None:
+            self._mistaken(done.mistake)
+        self.failures += [row for row in done.rows if row.status in ("crashed", "timeout")]
+
+    def _mistaken(self, text: str) -> None:
+        if text not in self.mistakes:  # of two phases, or two seeds
+            print(f"arch-bench: {text}", file=sys.stderr)
+        self.mistakes.append(text)
 
     def finish(self) -> None:
-        """After a sweep: the table in the terminal, and the report of its experiment on disk."""
-        if self.name is None:
+        """After a sweep: the table in the terminal, the report of its experiment on disk, and what failed."""
+        if self._name is None or (self._sweeping is not None and self._sweeping.dry_run):
             return
+        for folder in sorted({Path(cell.results_dir) for cell in self._cells}):
+            self._report(folder)
+        if self.failures:
+            cells = {row.key: row for row in self.failures}
+            print(f"\n{len(cells)} cell{'s' * (len(cells) > 1)} failed:")
+            for row in cells.values():
+                print(f"  {row.backbone} on {row.task}, seq_len {row.train_seq_len}, seed {row.seed}: {row.reason}")
+            print(f"to run them again, and nothing else: {shlex.join(['arch-bench', *sys.argv[1:]])}")
+
+    def _report(self, folder: Path) -> None:
         from arch_bench import report
 
-        rows = [row for row in load([self.results_dir]) if row.experiment == self.name]
+        rows = [row for row in load([folder]) if row.experiment == self._name]
         if rows:
             print("\n" + report.summary(rows))
-            page = report.build(rows, self.results_dir / self.name, self.name)
+            page = report.build(rows, folder / str(self._name), str(self._name))
             print(f"\nreport: {page}  (beside it: report.md, rows.csv, figures/)")
 
 
@@ -63,40 +136,7 @@ SWEEP = Sweep()
 
 
 class Announce(Callback):
-    """Tells `SWEEP` that Hydra starts several jobs. Nothing is built in on_multirun_end: a failed job skips it."""
+    """Tells `SWEEP` that Hydra composes several jobs."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         SWEEP.begin(config)
-
-
-def line(row: Row) -> str:
-    """One finished row, for the terminal."""
-    found = _FIGURES[row.kind](row.metrics) if row.status == "ok" else f"{row.status}: {row.reason}"
-    who = f"{row.kernel:<16}" if row.kind == "kernels" else ""
-    return f"    {row.kind:<8}{row.seq_len:>9,} tokens   {who}{found}"
-
-
-def _quality(m: dict[str, Any]) -> str:
-    is_text = "bits_per_byte" in m
-    score = f"{m['bits_per_byte']:.3f} bits per byte" if is_text else f"{m['token_accuracy']:.1%} of tokens right"
-    return f"{score} after {m['steps']:,} steps, {m['train_s']:.1f} s"
-
-
-def _speed(m: dict[str, Any]) -> str:
-    peak = m["peak_mem_bytes"]
-    memory = f", {peak / 2**20:,.0f} MiB" if peak is not None else ""
-    return f"{m['train_step_ms']:.1f} ms a step, {m['tokens_per_s']:,.0f} tokens/s{memory}"
-
-
-def _decode(m: dict[str, Any]) -> str:
-    prompt = f"prefill {m['prefill_ms']:.1f} ms, " if "prefill_ms" in m else ""
-    pace = f"{m['ms_per_token']:.2f} ms a token for {m['batch_size']:,}"
-    return f"{prompt}{pace}, state {m['state_bytes'] / 2**10:,.1f} KiB each"
-
-
-def _kernels(m: dict[str, Any]) -> str:
-    mark = "  (auto)" if m["is_auto"] else "  (bare)" if m["is_bare"] else ""
-    return f"{m['forward_ms']:.2f} ms forward, {m['forward_backward_ms']:.2f} ms with backward{mark}"
-
-
-_FIGURES = {"quality": _quality, "speed": _speed, "decode": _decode, "kernels": _kernels}

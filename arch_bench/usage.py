@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 
-GROUPS = ("backbone", "task", "optim", "trainer", "logger", "launcher", "experiment")
+GROUPS = ("backbone", "task", "optim", "trainer", "logger", "protocol", "launcher", "experiment")
 
 _TEXT = """\
 arch-bench: which sequence architecture, for this task, at this length, on this budget?

@@ -222,7 +222,7 @@ def test_mistakes_name_the_key(tmp_path: Path, overrides: list[str], words: str)
         ("d_model=abc", "d_model=abc: input should be a valid integer"),
         ("d_model=0", "d_model=0: input should be greater than or equal to 1"),
         ("step=warp", "step=warp: input should be 'auto', 'eager', 'compiled' or 'graph'"),
-        ("phases=[speed,loud]", "phases.1=loud: input should be 'quality', 'speed', 'decode' or 'kernels'"),
+        ("phases=[speed,loud]", "phases.1=loud: input should be 'quality', 'scan', 'speed', 'decode' or 'kernels'"),
         ("optim.lr=-1", "optim.lr=-1: input should be greater than 0"),
         ("trainer.max_steps=1.5", "trainer.max_steps=1.5: input should be a valid integer"),
         ("eval_scales=[]", "eval_scales=[]: list should have at least 1 item"),

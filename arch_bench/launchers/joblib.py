@@ -1,0 +1,102 @@
+"""Several cells at once on all devices of this machine, by threads of joblib; what a cell measures is in processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Literal
+
+from joblib import Parallel, delayed
+
+from arch_bench import isolate, mps
+from arch_bench.config import ConfigError
+from arch_bench.launchers.base import Done, Job, attempt_silently
+from arch_bench.launchers.seats import Device, Seats
+from arch_bench.results import load
+
+MANY = 8
+"""Small cells on one GPU, at most, when nobody says how many."""
+THREADS = "1"
+"""Of a process that compiles, beside others."""
+
+
+class Joblib:
+    """Runs up to `pack` cells on each device at the same time; a timed phase has its device to itself.
+
+    Args:
+        pack: cells on one device; auto: one for every two CPU cores of a GPU, at most MANY, or for every two of a CPU.
+        mps: whether GPU processes share the device by NVIDIA's MPS; auto: where it can be started.
+
+    Raises ConfigError for a number of cells below 1, for mps=true where it cannot be started, and for cells that are
+    not isolated.
+    """
+
+    def __init__(self, *, pack: int | Literal["auto"], mps: bool | Literal["auto"]) -> None:
+        if pack != "auto" and pack < 1:
+            raise ValueError(f"pack={pack}: needs at least 1")
+        self._pack, self._mps = pack, mps
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
+        if not jobs:
+            return
+        if not all(job.cell.isolate for job in jobs):
+            raise ConfigError("isolate=false: launcher=joblib runs every phase in a process of its own; isolate=true")
+        devices = isolate.call(devices_of, jobs[0].cell.device, time_limit_s=120)
+        n_seats = per_device(len(devices), is_gpu="CUDA_VISIBLE_DEVICES" in devices[0].env, pack=self._pack)
+        seats = Seats([_with_threads(device, len(devices) * n_seats) for device in devices], n_seats)
+        seats.learn(load(sorted({Path(job.cell.results_dir) for job in jobs})))
+        n_jobs = min(len(jobs), n_seats * len(devices))
+        print(f"{n_jobs} at a time, {n_seats} on a device; what they print is in logs/", flush=True)
+        with self._service(devices):
+            parallel = Parallel(n_jobs, backend="threading", batch_size=1, return_as="generator_unordered")
+            try:
+                for done in parallel(delayed(attempt_silently)(job, seats) for job in jobs):
+                    seats.learn(done.rows)
+                    yield done
+            except BaseException:
+                isolate.interrupt()
+                raise
+
+    def _service(self, devices: list[Device]) -> AbstractContextManager[object]:
+        if self._mps is False or "CUDA_VISIBLE_DEVICES" not in devices[0].env:
+            return nullcontext()
+        reason = mps.available()
+        if reason and self._mps is True:
+            raise ConfigError(f"launcher.mps=true: {reason}")
+        return nullcontext() if reason else mps.service()
+
+
+def devices_of(name: str) -> list[Device]:
+    """The devices of that kind with their memory; in a process of its own, for looking at a GPU takes some."""
+    import torch
+
+    from arch_bench.measure import pick_device
+
+    if pick_device(name).type != "cuda":
+        return [Device({}, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    names = visible if visible != [""] else [str(i) for i in range(torch.cuda.device_count())]
+    free = [torch.cuda.mem_get_info(i)[0] for i in range(len(names))]
+    return [
+        Device({"CUDA_VISIBLE_DEVICES": name, "TORCHINDUCTOR_COMPILE_THREADS": THREADS}, n_bytes)
+        for name, n_bytes in zip(names, free, strict=True)
+    ]
+
+
+def per_device(n_devices: int, *, is_gpu: bool, pack: int | Literal["auto"]) -> int:
+    """Cells at the same time on each device."""
+    from arch_bench.measure import usable_cores
+
+    if pack != "auto":
+        return pack
+    by_cores = max(1, usable_cores() // (2 * n_devices))
+    return min(MANY, by_cores) if is_gpu else by_cores
+
+
+def _with_threads(device: Device, n_jobs: int) -> Device:
+    """CPU threads are shared out: more than there are cores slow each other down severalfold."""
+    from arch_bench.measure import usable_cores
+
+    return Device(device.env | {"ARCH_BENCH_THREADS": str(max(1, usable_cores() // n_jobs))}, device.capacity)

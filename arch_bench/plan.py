@@ -1,0 +1,90 @@
+"""What a round of a sweep has to do: how many cells there are, are done, failed and remain, and how long that takes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from arch_bench.config import Cell, ConfigError
+from arch_bench.results import Kind, Row
+from arch_bench.run import RETRIED, final, is_done, rows_of
+
+
+class Plan(NamedTuple):
+    """The cells of a round, by what is on disk."""
+
+    done: list[Cell]
+    failed: list[Cell]
+    """Those that crashed or ran out of time before; they are tried again."""
+    missing: list[Cell]
+    seconds: float | None
+    """For the failed and the missing, one after the other; None when nothing like them has been run here."""
+
+    @property
+    def remaining(self) -> list[Cell]:
+        return self.failed + self.missing
+
+    def text(self) -> str:
+        """In one line."""
+        n_cells = len(self.done) + len(self.remaining)
+        parts = [f"{n_cells:,} cell{'s' if n_cells != 1 else ''}", f"{len(self.done):,} done"]
+        if self.failed:
+            parts.append(f"{len(self.failed):,} failed before")
+        parts.append(f"{len(self.remaining):,} to run")
+        if self.remaining and self.seconds is not None:
+            parts.append(f"about {duration(self.seconds)} of computing")
+        return ", ".join(parts)
+
+
+def plan(cells: Iterable[Cell], history: list[Row]) -> Plan:
+    """Look for the rows of each cell. history: rows whose processes were timed, to estimate by."""
+    found = Plan([], [], [], None)
+    times: list[float | None] = []
+    for cell in cells:
+        try:
+            named, _ = final(cell)
+        except ConfigError:  # told when it is its turn
+            found.missing.append(cell)
+            continue
+        if is_done(named):
+            found.done.append(cell)
+            continue
+        has_failed = any(row.status in RETRIED for row in rows_of(named))
+        (found.failed if has_failed else found.missing).append(cell)
+        times.append(_estimate(named, history))
+    known = [seconds for seconds in times if seconds is not None]
+    return found._replace(seconds=statistics.mean(known) * len(times) if known else None)
+
+
+def _estimate(cell: Cell, history: list[Row]) -> float | None:
+    """Seconds of all phases of a cell, by the median of rows of the same backbone, task, length and width."""
+    total = 0.0
+    for kind in cell.phases:
+        times = [row.wall_s for row in history if row.kind == kind and row.wall_s is not None and _is_like(cell, row)]
+        if not times:
+            return None
+        total += statistics.median(times) * _n_rows(cell, kind)
+    return total
+
+
+def _n_rows(cell: Cell, kind: Kind) -> int:
+    match kind:
+        case "quality":
+            return len(cell.eval_scales)
+        case "speed" | "decode":
+            return len(getattr(cell, kind).lengths)
+    return 1
+
+
+def _is_like(cell: Cell, row: Row) -> bool:
+    theirs = (row.backbone, row.task, row.train_seq_len, row.config.get("n_layers"), row.config.get("trainer"))
+    mine = (cell.backbone_name, cell.task_name, cell.seq_len, cell.n_layers, cell.trainer.model_dump())
+    return theirs == mine
+
+
+def duration(seconds: float) -> str:
+    """For people: 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

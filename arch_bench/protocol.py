@@ -1,0 +1,185 @@
+"""Which cells a sweep runs: those that it was given, or what a fair comparison makes of them.
+
+A protocol gives its cells in rounds, and chooses the next round by the rows of those before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterable
+from typing import NamedTuple
+
+from arch_bench.config import Cell
+from arch_bench.results import Row
+
+VALIDATION = ("val_loss_nats", "val_mse")
+"""What a rate is chosen by: the validation loss, or squared error of a regression, when training ended."""
+
+
+class Round(NamedTuple):
+    """Cells that may run at the same time."""
+
+    cells: list[Cell]
+    what: str = ""
+    """What they are for."""
+    n_later: int = 0
+    """How many more cells the rounds after it will have, as far as is known."""
+
+
+Answers = list[tuple[Cell, list[Row]]]
+"""The cells of a round, each with its rows; none where it could not be run."""
+Rounds = Generator[Round, Answers, None]
+"""It is sent the answers to each round."""
+
+
+class Grid:
+    """The cells as they are given."""
+
+    def rounds(self, cells: list[Cell]) -> Rounds:
+        yield Round(cells)
+
+
+class Quick:
+    """Of cells that differ in seed and learning rate only, the first."""
+
+    def rounds(self, cells: list[Cell]) -> Rounds:
+        yield Round([of_kind[0] for of_kind in _contenders(cells)])
+
+
+class Fair:
+    """The learning rate of each backbone by validation, at one seed; then every seed at that rate.
+
+    Cells that train nothing are as they are given.
+    """
+
+    def __init__(self, *, n_rates: int, ratio: float, max_extensions: int, match: bool) -> None:
+        if n_rates < 1 or max_extensions < 0:
+            raise ValueError(f"n_rates={n_rates}, max_extensions={max_extensions}: needs at least 1 and 0")
+        if ratio <= 1:
+            raise ValueError(f"ratio={ratio:g}: needs more than 1")
+        self._n_rates, self._ratio, self._max_extensions, self._match = n_rates, ratio, max_extensions, match
+
+    def rounds(self, cells: list[Cell]) -> Rounds:
+        trained = [cell for cell in cells if "quality" in cell.phases]
+        others = [cell for cell in cells if "quality" not in cell.phases]
+        if self._match:
+            trained = _matched(trained)
+        scans = [_Scan(contenders, self._rates(contenders)) for contenders in _contenders(trained)]
+        n_finals = sum(len(scan.seeds) for scan in scans) + len(others)
+        due = [cell for scan in scans for cell in scan.due()]
+        while due:
+            answers = yield Round(due, "learning rates, by validation", n_finals)
+            for scan in scans:
+                scan.learn(answers)
+                scan.extend(self._ratio, self._max_extensions)
+            due = [cell for scan in scans for cell in scan.due()]
+        finals = others + [cell for scan in scans for cell in scan.finals()]
+        if finals:
+            yield Round(finals, "every seed at the rate chosen")
+
+    def _rates(self, cells: list[Cell]) -> list[float]:
+        given = sorted({cell.optim.lr for cell in cells})
+        if len(given) > 1:
+            return given
+        first = -(self._n_rates // 2)
+        return [_rounded(given[0] * self._ratio**i) for i in range(first, first + self._n_rates)]
+
+
+class _Scan:
+    """The rates tried for one contender, and what came of them."""
+
+    def __init__(self, cells: list[Cell], rates: list[float]) -> None:
+        self._first, self._rates = cells[0], rates
+        self._losses: dict[float, float | None] = {}
+        """By rate; None where training failed."""
+        self._n_extensions = 0
+        self.seeds = list(dict.fromkeys(cell.seed for cell in cells))
+
+    def due(self) -> list[Cell]:
+        return [
+            _with_rate(self._first, rate).model_copy(update={"phases": ["scan"]})
+            for rate in self._rates
+            if rate not in self._losses
+        ]
+
+    def learn(self, answers: Answers) -> None:
+        """Take in those that are of this contender."""
+        mine = _identity(self._first)
+        for cell, rows in answers:
+            if _identity(cell) == mine:
+                self._losses[cell.optim.lr] = next((loss for row in rows if (loss := _loss(row)) is not None), None)
+
+    def extend(self, ratio: float, at_most: int) -> None:
+        """Try one rate more beyond the best, if that is the lowest or the highest of all tried."""
+        best, tried = self._best(), sorted(self._losses)
+        if best is None or self._n_extensions == at_most or best not in (tried[0], tried[-1]):
+            return
+        self._n_extensions += 1
+        self._rates.append(_rounded(best / ratio if best == tried[0] else best * ratio))
+
+    def finals(self) -> list[Cell]:
+        """Every seed at the best rate; at the given one where no rate worked, whose rows then say why."""
+        best, tried = self._best(), sorted(self._losses)
+        rate = self._first.optim.lr if best is None else best
+        chosen = f"optim.lr={rate:g}: none of {len(tried)} rates could be trained"
+        if best is not None:
+            chosen = (
+                f"optim.lr={rate:g}: validation loss {self._losses[best]:.4g}, the lowest of {len(tried)} rates "
+                f"from {tried[0]:g} to {tried[-1]:g} at seed {self.seeds[0]}"
+            )
+        cell = _with_rate(self._first, rate)
+        return [cell.model_copy(update={"seed": seed, "chosen": chosen}) for seed in self.seeds]
+
+    def _best(self) -> float | None:
+        losses = {rate: loss for rate, loss in self._losses.items() if loss is not None}
+        return min(losses, key=lambda rate: losses[rate], default=None)
+
+
+def _loss(row: Row) -> float | None:
+    if row.kind != "scan" or row.status != "ok":
+        return None
+    (loss,) = (row.metrics[name] for name in VALIDATION if name in row.metrics)
+    assert isinstance(loss, float)
+    return loss
+
+
+def _rounded(rate: float) -> float:
+    """Three digits are enough for a rate, and make it equal in every sweep."""
+    return float(f"{rate:.3g}")
+
+
+def _with_rate(cell: Cell, rate: float) -> Cell:
+    return cell.model_copy(update={"optim": cell.optim.model_copy(update={"lr": rate})})
+
+
+def _contenders(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells that differ in seed and learning rate only, together."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(_identity(cell), []).append(cell)
+    return list(found.values())
+
+
+def _identity(cell: Cell) -> str:
+    """All of a cell but its seed, its rate and what a protocol sets."""
+    values = cell.model_dump(exclude={"seed", "phases", "chosen"})
+    del values["optim"]["lr"]
+    return json.dumps(values, sort_keys=True)
+
+
+def _matched(cells: list[Cell]) -> list[Cell]:
+    """With the parameters of the first backbone among those that share task, length and given size."""
+    from arch_bench.match import n_params
+
+    budgets: dict[str, int] = {}
+    found = []
+    for cell in cells:
+        if cell.match.params is not None:
+            found.append(cell)
+            continue
+        rivals = json.dumps([cell.task, cell.d_model, cell.n_layers], sort_keys=True)
+        if rivals not in budgets:
+            budgets[rivals] = n_params(cell)
+        match = cell.match.model_copy(update={"params": budgets[rivals]})
+        found.append(cell.model_copy(update={"match": match}))
+    return found
