@@ -41,8 +41,8 @@ WAYS = ["processes", "mps", "streams", "one_graph"]
 MAX_CELLS = 16
 WARM_S = 0.5
 """Seconds that all cells train together before the window begins."""
-SLACK_S = 20.0
-"""Seconds beyond a window in which its workers answer."""
+SLACK_S = 30.0
+"""Seconds beyond a window in which its workers answer; likewise for recording its cells."""
 QUEUES = {"CUDA_DEVICE_MAX_CONNECTIONS": "32"}
 """By default 8 hardware queues serve all streams of a process, and some would wait for others."""
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
@@ -40,11 +41,9 @@ class Worker:
         self.end()
 
     def ask(self, method: str, *args: Any) -> None:
-        """Have it call a method of its object; `answer` waits for the result. Raises Failed when it is gone."""
-        try:
+        """Have it call a method of its object; `answer` waits for the result, and says so when nobody is there."""
+        with suppress(OSError):
             self._pipe.send((method, args))
-        except OSError as error:
-            raise Failed("its process has ended") from error
 
     def answer(self, until: float) -> Any:
         """What the method returned. One that has not by then, on the monotonic clock, is ended. Raises Failed."""
@@ -88,4 +87,5 @@ def _serve(pipe: Connection, environment: dict[str, str], compile_threads: int) 
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
             answer = (False, f"{type(error).__name__}: {error}".splitlines()[0])
-        pipe.send(answer)
+        with suppress(OSError):  # nobody waits any more
+            pipe.send(answer)

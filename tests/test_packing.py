@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +123,20 @@ def test_without_mps_or_cuda_a_way_says_so(packing: Any, monkeypatch: pytest.Mon
     assert found[-1]["why"] == "needs CUDA"
 
 
+def test_only_the_clients_of_mps_are_told_where_it_is(packing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, str]] = []
+
+    class Told(FakeWorker):
+        def __init__(self, environment: dict[str, str], compile_threads: int) -> None:
+            super().__init__(environment, compile_threads)
+            told.append(environment)
+
+    monkeypatch.setattr(packing.mps, "service", lambda: contextlib.nullcontext({"PIPE": "here"}))
+    found = records(packing, monkeypatch, Told, "--kinds", "mamba_d64", "--counts", "2", "--ways", "processes,mps")
+    assert [r["steps_per_s"] for r in found] == [200.0, 200.0]
+    assert told == [packing.QUEUES, {}, {}, {"PIPE": "here"}, {"PIPE": "here"}]
+
+
 def test_points_past_the_limit_are_named(packing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = records(packing, monkeypatch, FakeWorker, "--seconds-limit", "1e-9", "--counts", "1,2")
     assert {(r["status"], r["why"]) for r in found} == {("skipped", "past --seconds-limit")}
@@ -180,3 +198,37 @@ def test_cells_of_one_process_train_apart(packed: Any, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("way", ["streams", "one_graph"])
 def test_cells_train_apart_on_one_gpu(packed: Any, way: str) -> None:
     check_cells(packed, way)
+
+
+@pytest.mark.slow
+def test_processes_train_side_by_side(tmp_path: Path) -> None:
+    out = tmp_path / "points.json"
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "packing.py"),
+        "--smoke",
+        "--kinds",
+        "transformer_d64",
+        "--window-s",
+        "1",
+    ]
+    command += ["--counts", "1,2", "--ways", "processes", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    points = json.loads(out.read_text())["points"]
+    assert [(point["n"], point["status"]) for point in points] == [(1, "ok"), (2, "ok")]
+    assert all(point["slowest"] > 0 for point in points)
+    assert done.stdout.count("| transformer_d64 | processes |") == 3
+
+
+@pytest.mark.slow
+def test_a_worker_says_what_went_wrong_and_how_it_ended(packing: Any) -> None:
+    with packing.Worker({}, compile_threads=1) as worker:
+        worker.ask("fly")
+        with pytest.raises(packing.Failed, match="AttributeError"):
+            worker.answer(packing.time.monotonic() + 120)
+        worker._process.kill()
+        worker._process.join()
+        worker.ask("touch")
+        with pytest.raises(packing.Failed, match="exit code -9"):
+            worker.answer(packing.time.monotonic() + 10)
