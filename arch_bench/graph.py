@@ -12,17 +12,20 @@ N_WARMUP = 3
 """Runs before a capture: the first compiles and autotunes, the last proves that nothing waits for the device."""
 
 
-def capture(run: Callable[[], object]) -> Callable[[], None]:
+def capture(run: Callable[[], object], stream: torch.cuda.Stream | None = None) -> Callable[[], None]:
     """Record `run`, after running it N_WARMUP times, and return its replay.
 
     `run` reads and writes tensors that outlive it: a replay finds its inputs and leaves its results where the recorded
     run did. The random state is registered with the graph, so that every replay draws new numbers.
 
+    Graphs that will be replayed at the same time must be recorded on a `stream` each: cuBLAS has one workspace for a
+    stream, and graphs recorded on the same one write to it together.
+
     Raises RuntimeError, with the device as usable as before, when `run` cannot be recorded: because it reads a value
     back to the host, for one.
     """
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
-    with _on_side_stream():
+    with _on_side_stream(stream or torch.cuda.Stream()):
         for _ in range(N_WARMUP - 1):
             run()
         with _no_waiting():
@@ -30,7 +33,8 @@ def capture(run: Callable[[], object]) -> Callable[[], None]:
     before = generator.clone_state()
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the device
+        # thread_local: other threads may use the device
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             run()
     except RuntimeError:
         generator.graphsafe_set_state(before)  # a capture that failed leaves the old one thinking that it goes on
@@ -39,9 +43,8 @@ def capture(run: Callable[[], object]) -> Callable[[], None]:
 
 
 @contextmanager
-def _on_side_stream() -> Iterator[None]:
+def _on_side_stream(side: torch.cuda.Stream) -> Iterator[None]:
     """Warm-up must not run on the default stream, whose state a capture cannot share."""
-    side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         yield

@@ -168,6 +168,12 @@ class TrainStep:
         """
         self._step(batch)
 
+    def tensors(self) -> list[Tensor]:
+        """What a step changes: parameters, buffers, the optimiser's state (none before the first step) and counters."""
+        state = [x for of_one in self.optimizer.state.values() for x in of_one.values() if isinstance(x, Tensor)]
+        model = [*self.backbone.parameters(), *self.backbone.buffers()]
+        return [*model, *state, self.count, self.rate, self.loss_sum, self.grad_norm]
+
     def release(self) -> None:
         """Forget how steps run, with the memory of a graph; the next call settles it anew.
 
@@ -246,17 +252,11 @@ class _Snapshot:
         self._step = step
         self._cpu_rng = torch.get_rng_state()
         self._cuda_rng = torch.cuda.get_rng_state(step.device) if step.device.type == "cuda" else None
-        self._values = {tensor: tensor.detach().clone() for tensor in self._tensors()}
-
-    def _tensors(self) -> list[Tensor]:
-        step = self._step
-        state = [x for of_one in step.optimizer.state.values() for x in of_one.values() if isinstance(x, Tensor)]
-        model = [*step.backbone.parameters(), *step.backbone.buffers()]
-        return [*model, *state, step.count, step.rate, step.loss_sum, step.grad_norm]
+        self._values = {tensor: tensor.detach().clone() for tensor in step.tensors()}
 
     @torch.no_grad()
     def restore(self) -> None:
-        for tensor in self._tensors():
+        for tensor in self._step.tensors():
             if tensor in self._values:
                 tensor.copy_(self._values[tensor])
             else:

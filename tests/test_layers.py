@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "results",
     },
     "isolate": set(),
+    "mps": set(),
     "tracking": {"config", "results"},
     "run": {
         *("config", "guard", "isolate", "match", "measure", "precision", "provenance", "results", "search"),
