@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -495,6 +496,17 @@ def test_out_merges_what_is_selected(tmp_path: Path) -> None:
 def test_a_folder_named_like_its_experiment_holds_the_report(tmp_path: Path) -> None:
     save([score()], tmp_path / "e")
     main([str(tmp_path / "e")])
+    assert (tmp_path / "e" / "report.html").exists()
+
+
+def test_whoever_reads_may_stop_reading(tmp_path: Path) -> None:
+    save([score()], tmp_path)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "arch_bench.report", str(tmp_path)]
+    with os.fdopen(writer) as gone:
+        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "e" / "report.html").exists()
 
 
