@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["quality", "speed", "decode", "kernels"]
+Kind = Literal["quality", "scan", "speed", "decode", "kernels"]
 Status = Literal["ok", "oom", "unsupported", "diverged", "timeout", "crashed"]
 Metrics = dict[str, float | int | str | None]
 
