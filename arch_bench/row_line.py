@@ -20,6 +20,11 @@ def _quality(m: dict[str, Any]) -> str:
     return f"{score} after {m['steps']:,} steps, {m['train_s']:.1f} s"
 
 
+def _scan(m: dict[str, Any]) -> str:
+    name = "val_mse" if "val_mse" in m else "val_loss_nats"
+    return f"{name} {m[name]:.4g} after {m['steps']:,} steps, {m['train_s']:.1f} s"
+
+
 def _speed(m: dict[str, Any]) -> str:
     peak = m["peak_mem_bytes"]
     memory = f", {peak / 2**20:,.0f} MiB" if peak is not None else ""
@@ -37,4 +42,4 @@ def _kernels(m: dict[str, Any]) -> str:
     return f"{m['forward_ms']:.2f} ms forward, {m['forward_backward_ms']:.2f} ms with backward{mark}"
 
 
-_FIGURES = {"quality": _quality, "speed": _speed, "decode": _decode, "kernels": _kernels}
+_FIGURES = {"quality": _quality, "scan": _scan, "speed": _speed, "decode": _decode, "kernels": _kernels}

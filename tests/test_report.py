@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -226,7 +227,7 @@ def test_what_is_no_number_is_no_point(value: Any) -> None:
 def test_seeds_that_diverged_count_against_the_share_that_solved() -> None:
     rows = [score(accuracy=0.995), score(accuracy=0.5, seed=1), failure("mamba", "quality", 64, "diverged", seed=2)]
     rows.append(failure("mamba", "quality", 64, "oom", seed=3))
-    assert tables.solved(Study(rows), Group("mqar", "mamba", 64)) == (1, 3)
+    assert tables.solved(Study(rows), Group("mqar", "mamba", 64), 64) == (1, 3)
 
 
 def test_bits_per_byte_lead_where_they_are_measured() -> None:
@@ -345,7 +346,7 @@ def test_findings_call_what_overlaps_level() -> None:
         score(name, value, seed=seed) for name in "ab" for seed, value in enumerate((0.3, 0.6 + 0.2 * (name == "a")))
     ]
     (only,) = findings(Study(rows))
-    assert "a (55.0 %) and b (45.0 %) are level" in only
+    assert f"a (55.0 % [30.0{units.DASH}80.0]) and b (45.0 % [30.0{units.DASH}60.0]) are level" in only
 
 
 def test_findings_are_silent_without_a_comparison() -> None:
@@ -426,7 +427,9 @@ def test_cells_of_a_markdown_table_stay_in_their_columns() -> None:
 def test_a_report_is_complete_and_needs_nothing_else(tmp_path: Path) -> None:
     page = build(everything(), tmp_path / "out", "what <b> & c")
     written = {str(path.relative_to(page.parent)) for path in page.parent.rglob("*") if path.is_file()}
-    drawn = {f"figures/{name}.{end}" for name in ("quality", "training", "decoding") for end in ("png", "svg")}
+    drawn = {
+        f"figures/{name}.{end}" for name in ("quality", "fronts", "training", "decoding") for end in ("png", "svg")
+    }
     assert written == drawn | {"report.html", "report.md", "rows.csv"}
     script, *more = re.findall(r"<script>/\*\*.*?</script>", page.read_text(), flags=re.DOTALL)
     own = page.read_text().replace(script, "")
@@ -495,6 +498,17 @@ def test_out_merges_what_is_selected(tmp_path: Path) -> None:
 def test_a_folder_named_like_its_experiment_holds_the_report(tmp_path: Path) -> None:
     save([score()], tmp_path / "e")
     main([str(tmp_path / "e")])
+    assert (tmp_path / "e" / "report.html").exists()
+
+
+def test_whoever_reads_may_stop_reading(tmp_path: Path) -> None:
+    save([score()], tmp_path)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "arch_bench.report", str(tmp_path)]
+    with os.fdopen(writer) as gone:
+        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "e" / "report.html").exists()
 
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import pytest
 from test_report import row, score
 
-from arch_bench.report import build, figures, heat_maps, metrics, panels, plots, slice_table, tables
+from arch_bench.report import build, figures, heat_maps, metrics, panels, plots, slice_table, tables, units
 from arch_bench.report.study import Study
 from arch_bench.results import Row
 
@@ -46,6 +46,15 @@ def test_seeds_are_averaged_and_what_failed_is_left_blank() -> None:
     assert found.values == [[pytest.approx(0.4), None], [None, 0.5]]
 
 
+def test_the_means_of_a_map_stand_in_a_table_with_their_intervals() -> None:
+    rows = [parts("mamba", 64, {"depth_0.5": 0.2}), parts("mamba", 64, {"depth_0.5": 0.6}, seed=1)]
+    table = heat_maps.numbers(Study(rows))
+    assert table is not None
+    (line,) = ([cell.text for cell in each] for each in table.rows)
+    assert line == ["needle", "mamba", "64", "depth 0.5", f"40.0 % [20.0{units.DASH}60.0]", "2"]
+    assert heat_maps.numbers(Study([score()])) is None
+
+
 def test_maps_are_drawn_and_in_the_page(tmp_path: Path) -> None:
     maps = heat_maps.maps(Study(needles()))
     assert figures.draw_maps(maps, "x")["png"].startswith(b"\x89PNG")
@@ -73,8 +82,8 @@ def test_generated_answers_have_a_panel_and_a_table_of_their_own() -> None:
     table = tables.scores(study, metrics.GENERATED)
     assert table is not None
     assert {tuple(cell.text for cell in line[:4]) for line in table.rows} == {
-        ("string_copy", "mamba", "64", "25.0 %"),
-        ("string_copy", "lstm", "64", "0.0 %"),
+        ("string_copy", "mamba", "64", "25.0 % (1 seed)"),
+        ("string_copy", "lstm", "64", "0.0 % (1 seed)"),
     }
     assert "best baseline" not in table.columns
     assert tables.scores(Study([score()]), metrics.GENERATED) is None
@@ -85,8 +94,10 @@ def test_the_loss_by_position_has_a_table() -> None:
     rows = [row("mamba", task="text", metrics=found), row("lstm", task="text", seed=1, metrics={"bits_per_byte": 3.0})]
     table = slice_table.numbers(Study([*rows, score()]))
     assert table is not None
-    assert table.columns == ["task", "backbone", "trained at", "at", "recall", "position 16"]
-    assert [[cell.text for cell in line] for line in table.rows] == [["text", "mamba", "64", "64", "1.500", "1.000"]]
+    assert table.columns == ["task", "backbone", "trained at", "at", "recall", "position 16", "seeds"]
+    assert [[cell.text for cell in line] for line in table.rows] == [
+        ["text", "mamba", "64", "64", "1.500", "1.000", "1"]
+    ]
     assert slice_table.numbers(Study([score()])) is None
 
 
@@ -95,8 +106,8 @@ def test_the_area_under_accuracy_and_length_is_a_mean() -> None:
     study = Study(rows)
     (group,) = study.groups("quality")
     expected = (1 * 1.0 + 2 * 0.75) / 3  # an octave at 1.0, two that fall to 0.5; what is shorter does not count
-    assert tables.area_over_lengths(study, group) == pytest.approx(expected)
+    assert tables.area_over_lengths(study, group) == (pytest.approx(expected), None, None, 1)
     table = tables.scores(study, metrics.ACCURACY)
     assert table is not None
-    assert table.rows[0][table.columns.index("over lengths")].text == "83.3 %"
+    assert table.rows[0][table.columns.index("over lengths")].text == "83.3 % (1 seed)"
     assert tables.area_over_lengths(Study([score()]), group) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,11 +26,14 @@ def main(argv: list[str] | None = None) -> None:
     """Command line. Exits with 2, and one line on stderr, for input that cannot be reported on."""
     arguments = _parser().parse_args(argv)
     try:
-        for path in _report(arguments.dirs or [Path("results")], arguments.experiment, arguments.out):
-            print(path)
+        written = _report(arguments.dirs or [Path("results")], arguments.experiment, arguments.out)
     except Refused as refusal:
         print(f"arch-bench-report: {refusal}", file=sys.stderr)
         sys.exit(2)
+    try:
+        print(*written, sep="\n", flush=True)
+    except BrokenPipeError:  # whoever read has read enough, and every report is written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes when it ends
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,8 +8,8 @@ from arch_bench.report import crossovers as crossing
 from arch_bench.report import facets, metrics, outliers, units
 from arch_bench.report import scaling as growth
 from arch_bench.report.scaling import Exponent
-from arch_bench.report.study import Group, Study, number
-from arch_bench.report.tables import NOTHING, Cell, Table, at_point, average, build, n_seeds, span, words
+from arch_bench.report.study import Group, Study, by_seed, over_seeds
+from arch_bench.report.tables import NOTHING, Cell, Table, at_point, average, build, n_seeds, shown, span, words
 from arch_bench.results import Kind, Row
 
 PHASES: dict[Kind, str] = {"speed": "training", "decode": "decoding"}
@@ -164,10 +164,10 @@ def _steps(rows: Sequence[Row]) -> Cell:
 
 
 def _share(rows: Sequence[Row], part: str, whole: str) -> Cell:
-    """The mean of a quotient over the rows that have both."""
-    pairs = [(number(row, part), number(row, whole)) for row in rows if row.status == "ok"]
-    shares = [one / other for one, other in pairs if one is not None and other]
-    return Cell(units.percent(value := sum(shares) / len(shares)), value) if shares else NOTHING
+    """The mean of a quotient over the seeds that have both."""
+    parts, wholes = by_seed(rows, part), by_seed(rows, whole)
+    point = over_seeds([parts[seed] / wholes[seed] for seed in parts if wholes.get(seed)])
+    return Cell(shown(units.percent, point), point.value) if point else NOTHING
 
 
 def _seeds_and_doubts(rows: Sequence[Row], doubt: str | None) -> list[Cell]:

@@ -24,6 +24,7 @@ HOUSEKEEPING = {
     "rerun",
     "time_limit_s",
     "logger",
+    "scan",
     "launcher",
     "hydra",
 }
@@ -32,16 +33,18 @@ EFFORT = {
     *("val_every", "n_val_batches", "n_test_batches"),
 }
 """How long or where one measures: not what is measured."""
-MODELS: set[Kind] = {"quality", "speed", "decode"}
+MODELS: set[Kind] = {"quality", "scan", "speed", "decode"}
 """What measures whole models on a task; kernels are layers alone."""
 MATTERS_TO: dict[str, set[Kind]] = {
     "speed": {"speed", "kernels"},
     "decode": {"decode"},
-    "trainer": {"quality"},
-    "optim": {"quality"},
+    "trainer": {"quality", "scan"},
+    "optim": {"quality", "scan"},
     **dict.fromkeys(("step", "task", "n_layers", "loss_kernel"), MODELS),
 }
 """Groups of dials that change only some kinds of row; a learning rate does not split a timing."""
+RATE = "optim.lr"
+"""What a scan tries several of: there it tells nothing apart."""
 NEVER_FOLLOWS = {"d_model", "n_layers", "precision", "kernel", "device"}
 """These are a choice even if the rows show just one value per length; others may be a function of the length."""
 
@@ -189,6 +192,7 @@ def _is_dial(dial: str, kind: Kind) -> bool:
     first, leaf = dial.partition(".")[0], _leaf(dial)
     is_other = {first, leaf} & IDENTITY or first in HOUSEKEEPING or leaf in EFFORT or leaf == "_partial_"
     is_asked = kind == "kernels" and leaf == "kernel"  # whichever was asked for, every one of them was timed
+    is_asked |= kind == "scan" and dial == RATE
     return not (is_other or is_asked) and kind in MATTERS_TO.get(first, {kind})
 
 

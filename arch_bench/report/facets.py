@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from arch_bench.results import Row
+from arch_bench.results import Kind, Row
+
+TRAINED: frozenset[Kind] = frozenset({"quality", "scan"})
+"""Kinds of rows that say how well a model learned; the others say what it costs."""
 
 LARGEST = "largest"
 """The policy under which two series at one length differ in their batch."""

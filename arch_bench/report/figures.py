@@ -53,7 +53,7 @@ def draw(rows: Sequence[Sequence[Panel]], styles: dict[str, Style], x_label: str
         _draw_grid(figure.subplots(len(grid), n_columns, squeeze=False), grid, x_label)
         handles = [_line([], [], style, label=name) for name, style in styles.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns, frameon=False, handlelength=3)
-        return {ending: _bytes(figure, ending) for ending in ("png", "svg")}
+        return {ending: to_bytes(figure, ending) for ending in ("png", "svg")}
 
 
 def draw_maps(rows: Sequence[Sequence[HeatMap]], x_label: str) -> dict[str, bytes]:
@@ -69,7 +69,7 @@ def draw_maps(rows: Sequence[Sequence[HeatMap]], x_label: str) -> dict[str, byte
                 _draw_map(place, grid[i][j], x_label if i == len(grid) - 1 else "")
             else:
                 place.set_axis_off()
-        return {ending: _bytes(figure, ending) for ending in ("png", "svg")}
+        return {ending: to_bytes(figure, ending) for ending in ("png", "svg")}
 
 
 def _draw_map(axes: Axes, heat: HeatMap, x_label: str) -> None:
@@ -224,7 +224,7 @@ def _legend_width(styles: dict[str, Style]) -> float:
     return 0.7 + 0.085 * max(map(len, styles), default=0)
 
 
-def _bytes(figure: Figure, ending: str) -> bytes:
+def to_bytes(figure: Figure, ending: str) -> bytes:
     """Without a date or a version, so that bytes differ only where the data does."""
     file = io.BytesIO()
     figure.savefig(file, format=ending, dpi=160, metadata={"Date": None} if ending == "svg" else {"Software": None})

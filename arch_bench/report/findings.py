@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from arch_bench.report import facets, growth, metrics, picks, units
+from arch_bench.report import facets, growth, learning_rates, metrics, pairs, picks, tables, units
 from arch_bench.report.crossovers import dials_of
 from arch_bench.report.facets import Facet
 from arch_bench.report.metrics import Metric
@@ -36,6 +36,7 @@ class Contest(NamedTuple):
 def findings(study: Study) -> list[str]:
     """Some ten plain sentences at the most, fewer if the rows support fewer."""
     sentences = [sentence for task in study.tasks("quality") if (sentence := _scores(study, task))][:MOST_SCORES]
+    sentences += [*pairs.sentences(study)[:MOST_SCORES], learning_rates.warning(study)]
     sentences += [_longer(study), _training(study), _decoding(study), *growth.passing(study), growth.steepness(study)]
     sentences += [*picks.sentences(study), growth.suspicion(study), _without_result(study)]
     return [sentence for sentence in sentences if sentence]
@@ -68,7 +69,7 @@ def _leading(leaders: Sequence[Entry], n_entries: int, metric: Metric) -> str:
     best = leaders[0]
     if len(leaders) == 1:
         verb = "scores" if n_entries == 1 else "scores best:"
-        return f"{best.series} {verb} {metric.show(best.point.value)} {metric.title}"
+        return f"{best.series} {verb} {_words(metric, best.point)} {metric.title}"
     if len(leaders) <= 3:
         return f"{units.listed([_scored(entry, metric) for entry in leaders])} are level in {metric.title}"
     return f"{len(leaders)} of {n_entries} are level in {metric.title}, {_scored(best, metric)} among them"
@@ -97,7 +98,7 @@ def _longer(study: Study) -> str:
 def _changes(changes: Sequence[tuple[str, Point, Point]], metric: Metric) -> str:
     ordered = sorted(changes, key=lambda change: -metric.sign * change[2].value)
     shown = ordered if len(ordered) <= 3 else [ordered[0], ordered[-1]]
-    parts = [f"{series} goes from {metric.show(a.value)} to {metric.show(b.value)}" for series, a, b in shown]
+    parts = [f"{series} goes from {_words(metric, a)} to {_words(metric, b)}" for series, a, b in shown]
     return units.listed(parts) + (f" (the best and the worst of {len(ordered)})" if len(ordered) > 3 else "")
 
 
@@ -143,7 +144,9 @@ def _decoding(study: Study) -> str:
 
 
 def _without_result(study: Study) -> str:
-    bad = [row for row in study.rows if row.status != "ok"]
+    """A rate of a scan that fails is what scans are for."""
+    every = [row for row in study.rows if row.kind != "scan"]
+    bad = [row for row in every if row.status != "ok"]
     if not bad:
         return ""
     often = Counter(row.status for row in bad)
@@ -151,7 +154,7 @@ def _without_result(study: Study) -> str:
     task, series = study.labels.of(row)
     name = f"{series} of {task}" if row.kind == "kernels" else series
     example = f"{name} at {units.tokens(row.seq_len)} ({row.kind}: {row.status})"
-    return f"{len(bad):,} of {len(study.rows):,} rows have no result, {example} for one; each is listed below."
+    return f"{len(bad):,} of {len(every):,} rows have no result, {example} for one; each is listed below."
 
 
 def _at_training_length(study: Study, task: str, metric: Metric) -> Contest | None:
@@ -214,7 +217,12 @@ def _behind(entries: Sequence[Entry]) -> str:
 
 
 def _scored(entry: Entry, metric: Metric) -> str:
-    return f"{entry.series} ({metric.show(entry.point.value)})"
+    return f"{entry.series} ({_words(metric, entry.point)})"
+
+
+def _words(metric: Metric, point: Point) -> str:
+    """With the interval of several seeds; the spread of one is told in the tables."""
+    return tables.text(metric, point) if point.n_seeds > 1 else metric.show(point.value)
 
 
 def _do(entries: Sequence[Entry]) -> str:
@@ -222,11 +230,11 @@ def _do(entries: Sequence[Entry]) -> str:
 
 
 def _rates(*entries: Entry) -> str:
-    return " and ".join(f"{units.count(entry.point.value)} tokens/s" for entry in entries)
+    return " and ".join(f"{_words(metrics.TOKENS_PER_S, entry.point)} tokens/s" for entry in entries)
 
 
 def _ms(entry: Entry) -> str:
-    return f"{units.plain(entry.point.value)} ms a token"
+    return f"{_words(metrics.MS_PER_TOKEN, entry.point)} ms a token"
 
 
 def _times(one: Entry, other: Entry) -> str:

@@ -16,28 +16,43 @@ import jinja2
 from arch_bench.report import (
     cost_tables,
     dials,
+    fronts,
     heat_maps,
     kernel_table,
+    learning_rates,
     metrics,
+    pair_tables,
     panels,
     provenance,
+    rate_panels,
     slice_table,
+    solved_table,
     tables,
+    tradeoffs,
 )
 from arch_bench.report.dials import flatten
 from arch_bench.report.findings import findings
 from arch_bench.report.parts import HeatMap, Panel
 from arch_bench.report.study import Study
 from arch_bench.report.style import SVG_DASHES, SVG_SHAPES, Style
+from arch_bench.report.tradeoffs import Tradeoff
 from arch_bench.results import Row
 
-STEMS = ("quality", "parts", "training", "decoding", "kernels")
+STEMS = ("quality", "rates", "parts", "fronts", "training", "decoding", "kernels")
 """Every figure that a report may have; one that no longer applies is deleted."""
 KERNELS = (
     "One sequence layer alone, forward and backward, by each of its kernels. Thick: what kernel=auto picks here. "
     "Dashed grey: the same work by plain calls of a library."
 )
 
+RATES = (
+    "Validation loss at each learning rate tried, by training length. The lowest point of a line is the rate that was "
+    "chosen; crosses are rates that failed."
+)
+FRONTS = (
+    "Score at the training length against what it costs. The line is the front: those on it are beaten by nobody in "
+    "both; the others are pale. Whiskers: intervals over seeds, of a timing of one seed p10 to p90."
+)
 PARTS = "Where each backbone is right: token accuracy by part of a task and by tested length, the mean over seeds."
 
 
@@ -52,6 +67,7 @@ class Section:
     rows: list[list[Panel]]
     styles: dict[str, Style]
     maps: list[list[HeatMap]] = field(default_factory=list)
+    tradeoffs: list[list[Tradeoff]] = field(default_factory=list)
 
 
 def build(rows: list[Row], out: Path, title: str) -> Path:
@@ -77,7 +93,7 @@ def write(rows: list[Row], out: Path, title: str) -> list[Path]:
 
 
 def sections(study: Study) -> list[Section]:
-    """Quality, its parts, training, decoding, kernels: those that the rows have something for."""
+    """Quality, its parts and fronts, learning rates, costs, kernels: those that the rows have something for."""
     quality_caption = "What each backbone scores, against the length it is tested at."
     if any(curve.is_faint for row in panels.quality(study) for panel in row for curve in panel.curves):
         quality_caption += " Dotted lines leave a training length for lengths that were not trained on."
@@ -93,6 +109,12 @@ def sections(study: Study) -> list[Section]:
     found = [Section(*draft, styles=_styles(study, draft[-1])) for draft in drafts if draft[-1]]
     if maps := heat_maps.maps(study):
         found.insert(1, Section("parts", "Quality by part", PARTS, "sequence length, tokens", [], {}, maps))
+    if shown := tradeoffs.tradeoffs(study):
+        place = sum(section.stem in ("quality", "parts") for section in found)
+        found.insert(place, Section("fronts", "Pareto fronts", FRONTS, "", [], {}, tradeoffs=shown))
+    if rates := rate_panels.rates(study):
+        place = sum(section.stem in ("quality", "parts", "fronts") for section in found)
+        found.insert(place, Section("rates", "Learning rates", RATES, "learning rate", rates, _styles(study, rates)))
     return found
 
 
@@ -116,24 +138,29 @@ def _styles(study: Study, rows: Sequence[Sequence[Panel]]) -> dict[str, Style]:
 
 
 def _figures(shown: Sequence[Section]) -> dict[str, bytes]:
-    from arch_bench.report import figures  # matplotlib takes a third of a second, which the summary need not wait for
+    return {
+        f"figures/{section.stem}.{ending}": content for section in shown for ending, content in _drawn(section).items()
+    }
 
-    files = {}
-    for section in shown:
-        drawn = (
-            figures.draw_maps(section.maps, section.x_label)
-            if section.maps
-            else figures.draw(section.rows, section.styles, section.x_label)
-        )
-        for ending, content in drawn.items():
-            files[f"figures/{section.stem}.{ending}"] = content
-    return files
+
+def _drawn(section: Section) -> dict[str, bytes]:
+    from arch_bench.report import (  # matplotlib takes a third of a second, which the summary need not wait for
+        figures,
+        tradeoff_figure,
+    )
+
+    if section.maps:
+        return figures.draw_maps(section.maps, section.x_label)
+    if section.tradeoffs:
+        return tradeoff_figure.draw(section.tradeoffs)
+    return figures.draw(section.rows, section.styles, section.x_label)
 
 
 def _context(study: Study, shown: Sequence[Section], title: str) -> dict[str, Any]:
     """What both templates show."""
     every = [tables.scores(study, metric) for metric in (metrics.ACCURACY, metrics.BITS_PER_BYTE, metrics.GENERATED)]
-    every += [slice_table.numbers(study)]
+    every += [solved_table.numbers(study), *pair_tables.matrices(study), fronts.numbers(study)]
+    every += [learning_rates.numbers(study), heat_maps.numbers(study), slice_table.numbers(study)]
     every += [cost_tables.scaling(study), cost_tables.crossovers(study)]
     every += [cost_tables.training(study), cost_tables.decoding(study), kernel_table.numbers(study)]
     every += [tables.failures(study)]
@@ -151,11 +178,13 @@ def _page_context(shown: Sequence[Section]) -> dict[str, Any]:
     """What only the page needs: the interactive figures and the script that draws them."""
     from plotly.offline import get_plotlyjs
 
+    from arch_bench.report import tradeoff_plot
     from arch_bench.report.plots import plot, plot_map
 
     plots = [
         [[plot(panel) for panel in row] for row in section.rows]
         + [[plot_map(each) for each in of] for of in section.maps]
+        + [[tradeoff_plot.plot(each) for each in of] for of in section.tradeoffs]
         for section in shown
     ]
     return {"plots": plots, "script": get_plotlyjs(), "shapes": SVG_SHAPES, "dashes": SVG_DASHES}

@@ -6,6 +6,7 @@ from arch_bench.report import metrics
 from arch_bench.report.facets import Facet
 from arch_bench.report.parts import HeatMap
 from arch_bench.report.study import Group, Study, mean
+from arch_bench.report.tables import Cell, Table, average, build, n_seeds
 
 PREFIX = f"{metrics.ACCURACY.name}/"
 
@@ -17,6 +18,25 @@ def maps(study: Study) -> list[list[HeatMap]]:
         found = [_map(study, facet, group) for group in study.groups("quality", facet)]
         rows.append([each for each in found if each])
     return [row for row in rows if row]
+
+
+def numbers(study: Study) -> Table | None:
+    """One line per series, training length and part, one column per tested length."""
+    every = [(group, found) for facet in study.facets("quality") for group in study.groups("quality", facet)
+             if (found := _map(study, facet, group))]  # fmt: skip
+    lengths = sorted({length for _, found in every for length in found.lengths})
+    lines = [_line(study, group, part, lengths) for group, found in every for part in found.parts]
+    columns = ["task", "backbone", "trained at", "part", *(f"at {n:,}" for n in lengths), "seeds"]
+    note = "Token accuracy by part of a task: the mean over seeds, and its 95 % bootstrap interval where it shows."
+    return build("Quality by part, in numbers", note, columns, lines)
+
+
+def _line(study: Study, group: Group, part: str, lengths: list[int]) -> list[Cell]:
+    start = [Cell(group.task), Cell(group.series), Cell(f"{group.train_seq_len:,}", group.train_seq_len), Cell(part)]
+    rows = {length: study.at("quality", group, length) for length in lengths}
+    scores = [average(rows[length], PREFIX + part.replace(" ", "_"), metrics.ACCURACY.show) for length in lengths]
+    n = n_seeds(row for of in rows.values() for row in of)
+    return [*start, *scores, Cell(str(n), n)]
 
 
 def _map(study: Study, facet: Facet, group: Group) -> HeatMap | None:

@@ -44,6 +44,8 @@ GENERATED = Metric(
     is_share=True,
 )
 BITS_PER_BYTE = Metric("bits_per_byte", "quality", "bits per byte", units.decimal, is_log=False)
+VAL_LOSS = Metric("val_loss_nats", "scan", "validation loss, nats", units.plain, is_log=False)
+VAL_MSE = Metric("val_mse", "scan", "validation loss, squared error", units.plain, is_log=False)
 TOKENS_PER_S = Metric(
     "tokens_per_s", "speed", "training tokens/s", units.count, is_higher_better=True, inverse_of="train_step_ms"
 )

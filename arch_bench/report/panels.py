@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from arch_bench.report import contenders, metrics, scaling, ticks, units
 from arch_bench.report.facets import Facet
@@ -12,6 +12,7 @@ from arch_bench.report.parts import Baseline, Curve, Label, Mark, Panel, Tick
 from arch_bench.report.scale import Scale
 from arch_bench.report.study import Group, Point, Study
 from arch_bench.report.style import Style
+from arch_bench.report.ticks import Number
 from arch_bench.results import Kind
 
 ROW = 0.075
@@ -35,15 +36,15 @@ def panel(study: Study, facet: Facet, metric: Metric, may_be_empty: bool = False
     curves, trained_at = _curves(study, groups, metric)
     lengths = _lengths(study, groups, metric)
     guesses = study.baselines(facet.task) if metric.kind == "quality" and metric is study.headline(facet.task) else {}
-    inner = _inner_range(curves, guesses, metric)
+    inner = inner_range(curves, guesses, metric)
     failing = _failing(study, groups, metric)
-    scale, band = _with_band(Scale(*inner, metric.is_log), len(failing), metric.is_higher_better)
+    scale, band = with_band(Scale(*inner, metric.is_log), len(failing), metric.is_higher_better)
     marks = _marks(study, groups, metric, scale)
     return Panel(
         facet=facet,
         metric=metric,
         curves=curves,
-        x_range=_x_range(lengths),
+        x_range=x_range(lengths),
         x_ticks=[Tick(length, units.length(length)) for length in ticks.thinned(lengths)],
         y_range=(scale.at(0), scale.at(1)),
         y_ticks=[Tick(value, _tick_text(metric, value)) for value in ticks.ticks(*inner, metric)] if has_values else [],
@@ -135,7 +136,7 @@ def _curve(study: Study, series: str, points: dict[int, Point], is_faint: bool =
     return Curve(series, study.style(series), dict(sorted(points.items())), is_faint)
 
 
-def _inner_range(curves: Sequence[Curve], guesses: dict[str, dict[int, float]], metric: Metric) -> tuple[float, float]:
+def inner_range(curves: Sequence[Curve], guesses: dict[str, dict[int, float]], metric: Metric) -> tuple[float, float]:
     """The range that values take; of the baselines only the best one may widen it, and not too much."""
     if metric.is_share:
         return -0.03, 1.03
@@ -153,7 +154,7 @@ def _inner_range(curves: Sequence[Curve], guesses: dict[str, dict[int, float]], 
     return low / margin, high * margin
 
 
-def _with_band(inner: Scale, n_failing: int, is_at_bottom: bool) -> tuple[Scale, tuple[float, float] | None]:
+def with_band(inner: Scale, n_failing: int, is_at_bottom: bool) -> tuple[Scale, tuple[float, float] | None]:
     """Widen a scale by a band for failures on its worse side."""
     if not n_failing:
         return inner, None
@@ -164,7 +165,8 @@ def _with_band(inner: Scale, n_failing: int, is_at_bottom: bool) -> tuple[Scale,
     return scale, ((scale.at(0), scale.at(height)) if is_at_bottom else (scale.at(1 - height), scale.at(1)))
 
 
-def _x_range(lengths: Sequence[int]) -> tuple[float, float]:
+def x_range(lengths: Sequence[float]) -> tuple[float, float]:
+    """Of a logarithmic axis: some room on both sides."""
     margin = (max(lengths) / min(lengths)) ** 0.06 if len(lengths) > 1 else 2.0
     return min(lengths) / margin, max(lengths) * margin
 
@@ -203,12 +205,12 @@ def _marks(study: Study, groups: Sequence[Group], metric: Metric, scale: Scale) 
         y = scale.at(share if metric.is_higher_better else 1 - share)
         is_told = metric.kind == "kernels" and own[0] not in study.points(metric)  # in its name, beside the axes
         for length, status in found.items():
-            text, side = ("", "left") if is_told else _caption(found, length, _lengths(study, own, metric), edge)
+            text, side = ("", "left") if is_told else caption(found, length, _lengths(study, own, metric), edge)
             marks.append(Mark(length, y, status, text, side, series, _look(study, metric.kind, own[0])))
     return marks
 
 
-def _caption(found: dict[int, str], length: int, lengths: Sequence[int], edge: int) -> tuple[str, str]:
+def caption(found: Mapping[Number, str], length: Number, lengths: Sequence[Number], edge: Number) -> tuple[str, str]:
     """Name a run of equal statuses once: left of its first mark, or right of its last if it starts at the edge."""
     place = lengths.index(length)
     first = last = place

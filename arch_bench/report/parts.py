@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ class Tick(NamedTuple):
 class Mark(NamedTuple):
     """A failure of one series at one length."""
 
-    length: int
+    length: float
+    """Or the learning rate, in a panel of those."""
     y: float
     status: str
     text: str
@@ -43,7 +45,8 @@ class Label(NamedTuple):
 class Curve:
     series: str
     style: Style
-    points: dict[int, Point]
+    points: Mapping[int, Point] | Mapping[float, Point]
+    """By length, or by learning rate."""
     is_faint: bool = False
     """Tested at lengths it was not trained at, in a panel with several training lengths."""
 
@@ -76,7 +79,7 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: x is always a sequence length on a log2 scale."""
+    """One pair of axes: x is a sequence length, or a learning rate, on a log2 scale."""
 
     facet: Facet
     metric: Metric

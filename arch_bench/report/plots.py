@@ -10,12 +10,14 @@ from arch_bench.report import units
 from arch_bench.report.parts import Curve, HeatMap, Label, Mark, Panel
 from arch_bench.report.study import Point
 from arch_bench.report.tables import text
+from arch_bench.results import Kind
 
 INK, MUTED, GRID, BAND = "#1c2530", "#5c6773", "#e4e8ec", "#f4f1ee"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 MAP_COLOURS = [[0, "#f7fbff"], [0.5, "#6baed6"], [1, "#08306b"]]
 MOST_UNIFIED = 10
 """Curves whose values at one length still fit into one box."""
+X_TITLES: dict[Kind, str] = {"decode": "context, tokens", "scan": "learning rate"}
 Spec = dict[str, Any]
 
 
@@ -185,8 +187,8 @@ def _x_axis(panel: Panel) -> Spec:
         "range": [math.log10(edge) for edge in panel.x_range],
         "tickvals": [tick.value for tick in panel.x_ticks],
         "ticktext": [tick.text for tick in panel.x_ticks],
-        "title": {"text": "context, tokens" if panel.metric.kind == "decode" else "sequence length, tokens"},
-        "hoverformat": ",d",
+        "title": {"text": X_TITLES.get(panel.metric.kind, "sequence length, tokens")},
+        "hoverformat": "~g" if panel.metric.kind == "scan" else ",d",
         "showgrid": False,
         "linecolor": MUTED,
         "ticks": "outside",

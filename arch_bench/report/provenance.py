@@ -14,6 +14,10 @@ METHOD = (
     "Timings of one seed have whiskers from the 10th to the 90th percentile of the timed steps.",
     "Rows that did not end well give no value; they are crosses beyond the worst value and lines in a table. "
     "Seeds that diverged count against the share that solved a task.",
+    "Backbones are compared seed by seed, because a seed is the same data for all. The interval is that of the mean "
+    "difference; the effect size is the probability of superiority for paired data: in how many of the seeds one "
+    "scores better, ties by half (Cliff 1993, d_w). Of pairs that are equal, three seeds agree in one of four.",
+    "A learning rate is chosen by the lowest validation loss of a scan; the test split has no part in it.",
     "Dashed lines are what guessing scores, by the name of the guess.",
     "Costs are compared only under one batch policy. L^ stands for the exponent that a cost grows with: the "
     f"least-squares slope of its logarithm over that of the length, at the {scaling.N_LENGTHS} longest lengths that "

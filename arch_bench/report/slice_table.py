@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from arch_bench.report import metrics
-from arch_bench.report.study import Group, Study, mean
-from arch_bench.report.tables import NOTHING, Cell, Table
+from arch_bench.report.study import Group, Study
+from arch_bench.report.tables import NOTHING, Cell, Table, average, n_seeds
 
 PREFIX = f"{metrics.BITS_PER_BYTE.name}/"
 NOTE = (
-    "Bits per byte, the mean over seeds; less is better. recall: the byte ends a pair that the context held before; "
-    "other: it does not. position 16: positions 16 to 31, and so on."
+    "Bits per byte, the mean over seeds with its 95 % bootstrap interval; less is better. recall: the byte ends a "
+    "pair that the context held before; other: it does not. position 16: positions 16 to 31, and so on."
 )
 
 
@@ -19,8 +19,8 @@ def numbers(study: Study) -> Table | None:
     names = {name: None for group, n in every for row in study.at("quality", group, n) for name in row.metrics}
     kinds = [name for name in names if name.startswith(PREFIX)]
     lines = [_line(study, group, length, kinds) for group, length in every]
-    kept = [line for line in lines if any(cell is not NOTHING for cell in line[4:])]
-    columns = ["task", "backbone", "trained at", "at", *(_title(kind) for kind in kinds)]
+    kept = [line for line in lines if any(cell is not NOTHING for cell in line[4:-1])]
+    columns = ["task", "backbone", "trained at", "at", *(_title(kind) for kind in kinds), "seeds"]
     return Table("Loss by position", NOTE, columns, kept) if kept else None
 
 
@@ -29,8 +29,7 @@ def _title(kind: str) -> str:
 
 
 def _line(study: Study, group: Group, length: int, kinds: list[str]) -> list[Cell]:
-    rows = [row for row in study.at("quality", group, length) if row.status == "ok"]
-    values = [mean(rows, kind) for kind in kinds]
-    cells = [NOTHING if value is None else Cell(metrics.BITS_PER_BYTE.show(value), value) for value in values]
+    rows = study.at("quality", group, length)
+    cells = [average(rows, kind, metrics.BITS_PER_BYTE.show) for kind in kinds]
     start = [Cell(group.task), Cell(group.series), Cell(f"{group.train_seq_len:,}", group.train_seq_len)]
-    return [*start, Cell(f"{length:,}", length), *cells]
+    return [*start, Cell(f"{length:,}", length), *cells, Cell(str(n_seeds(rows)), n_seeds(rows))]

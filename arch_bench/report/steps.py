@@ -14,7 +14,7 @@ def take_apart(labels: Labels, rows: Sequence[Row]) -> None:
     """Let the names of a series' timings say how the step ran, if it ran in several ways."""
     by_series: dict[tuple[Kind, str, str], list[Row]] = {}
     for row in rows:
-        if row.kind != "quality":
+        if row.kind not in facets.TRAINED:
             subject, series = labels.of(row) if row.kind == "kernels" else ("", labels.of(row)[1])
             by_series.setdefault((row.kind, subject, series), []).append(row)
     split: dict[str, set[str]] = {}

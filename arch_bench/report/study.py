@@ -66,7 +66,7 @@ class Study:
         self.index: dict[Kind, dict[Group, dict[int, list[Row]]]] = {kind: {} for kind in get_args(Kind)}
         for row in self.rows:
             task, series = self.labels.of(row)
-            is_cost = row.kind != "quality"
+            is_cost = row.kind not in facets.TRAINED
             group = Group(task, series, 0 if is_cost else row.train_seq_len, facets.batching(row) if is_cost else "")
             self.index[row.kind].setdefault(group, {}).setdefault(row.seq_len, []).append(row)
         self._points: dict[Metric, dict[Group, dict[int, Point]]] = {}
@@ -179,19 +179,29 @@ def mean(rows: Iterable[Row], name: str) -> float | None:
 
 def point(rows: Sequence[Row], metric: Metric) -> Point | None:
     """The mean over seeds of the rows that ended well; what cannot stand on a log axis counts as missing."""
-    by_seed: dict[int, list[float]] = defaultdict(list)
-    done = [row for row in rows if row.status == "ok"]
-    for row in done:
-        value = number(row, metric.name)
-        if value is not None and (value > 0 or not metric.is_log):
-            by_seed[row.seed].append(value)
-    if not by_seed:
-        return None
-    values = np.array([np.mean(by_seed[seed]) for seed in sorted(by_seed)])
-    if len(values) == 1:
-        low, high = _spread(done, metric, float(values[0]))
-        return Point(float(values[0]), low, high, 1)
-    return Point(float(values.mean()), *bootstrap(values), len(values))
+    found = over_seeds(list(by_seed(rows, metric.name, metric.is_log).values()))
+    if found is None or found.n_seeds > 1:
+        return found
+    low, high = _spread([row for row in rows if row.status == "ok"], metric, found.value)
+    return found._replace(low=low, high=high)
+
+
+def by_seed(rows: Iterable[Row], name: str, is_log: bool = False) -> dict[int, float]:
+    """Seed -> a metric of the rows that ended well, by rising seed; without what cannot stand on a log axis."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for row in rows:
+        value = number(row, name) if row.status == "ok" else None
+        if value is not None and (value > 0 or not is_log):
+            found[row.seed].append(value)
+    return {seed: float(np.mean(found[seed])) for seed in sorted(found)}
+
+
+def over_seeds(values: Sequence[float]) -> Point | None:
+    """The mean with its bootstrap interval; a single value has none."""
+    if len(values) < 2:
+        return Point(values[0], None, None, 1) if values else None
+    every = np.array(values)
+    return Point(float(every.mean()), *bootstrap(every), len(values))
 
 
 def _spread(rows: Sequence[Row], metric: Metric, value: float) -> tuple[float, float] | tuple[None, None]:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from tabulate import tabulate
 
-from arch_bench.report import facets, metrics, units
+from arch_bench.report import dials, facets, metrics, units
 from arch_bench.report.metrics import Metric
-from arch_bench.report.study import Group, Point, Study, mean, number
+from arch_bench.report.study import Group, Point, Study, by_seed, number, over_seeds
 from arch_bench.results import Row
 
 
@@ -24,7 +24,7 @@ class Cell(NamedTuple):
 NOTHING = Cell(units.DASH)
 NOTES = {
     metrics.ACCURACY: "; over lengths: the area under accuracy against log length, from the training length to the "
-    "longest, as a mean; solved: the share of seeds that reach 99 % at the training length.",
+    "longest, as a mean.",
     metrics.BITS_PER_BYTE: "; less is better.",
     metrics.GENERATED: "; the model writes the whole answer itself, from its own tokens.",
 }
@@ -45,6 +45,9 @@ class Table:
         return [any(row[place].value is not None for row in self.rows) for place in range(len(self.columns))]
 
     def markdown(self) -> str:
+        """Empty for a table that is a note alone."""
+        if not self.rows:
+            return ""
         body = [[cell.text.replace("|", "\\|").replace("\n", " ") for cell in row] for row in self.rows]
         align = ["right" if is_number else "left" for is_number in self.is_number]
         return tabulate(body, headers=self.columns, tablefmt="pipe", disable_numparse=True, colalign=align)
@@ -65,8 +68,8 @@ def scores(study: Study, metric: Metric) -> Table | None:
     is_accuracy = metric is metrics.ACCURACY
     columns = ["task", "backbone", "trained at", *(f"at {n:,}" for n in lengths)]
     columns += ["best baseline"] if is_headline else []
-    columns += ["over lengths", "solved", "steps to 99 %"] if is_accuracy else []
-    note = "Mean over seeds on the test split"
+    columns += ["over lengths"] if is_accuracy else []
+    note = "Mean over seeds on the test split, and its 95 % bootstrap interval where it shows; one seed is no mean"
     note += NOTES[metric]
     return Table(
         f"Scores: {metric.title}",
@@ -102,34 +105,52 @@ def failures(study: Study) -> Table | None:
 def _failed(study: Study, row: Row) -> tuple[str, ...]:
     """Kind, task, batching, backbone and kernel; kernels have no task, and others have none once they have failed."""
     policy, names = facets.words(facets.batching(row)), study.labels.of(row)
-    return (row.kind, "", policy, *names) if row.kind == "kernels" else (row.kind, names[0], policy, names[1], "")
+    if row.kind == "kernels":
+        return row.kind, "", policy, *names
+    rate = f" lr={dials.show(row.config['optim']['lr'])}" if row.kind == "scan" else ""
+    return row.kind, names[0], policy, names[1] + rate, ""
 
 
 def text(metric: Metric, point: Point) -> str:
     """`99.8 % [99.1-99.9]`; the interval only where its ends look different."""
+    return shown(metric.show, point)
+
+
+def score_text(metric: Metric, point: Point) -> str:
+    """As `text`; a single seed is no mean, and says so."""
+    return text(metric, point) + " (1 seed)" * (point.n_seeds == 1)
+
+
+def shown(show: units.Show, point: Point) -> str:
+    """A value in its units, as `text`."""
     if point.low is None or point.high is None:
-        return metric.show(point.value)
-    low, high = metric.show(point.low).removesuffix(" %"), metric.show(point.high).removesuffix(" %")
-    return metric.show(point.value) + (f" [{low}{units.DASH}{high}]" if low != high else "")
+        return show(point.value)
+    low, high = show(point.low).removesuffix(" %"), show(point.high).removesuffix(" %")
+    return show(point.value) + (f" [{low}{units.DASH}{high}]" if low != high else "")
 
 
-def solved(study: Study, group: Group) -> tuple[int, int] | None:
-    """(seeds that solved the task, seeds that were trained to an end) at the training length; divergence counts."""
-    rows = study.at("quality", group, group.train_seq_len)
+def solved(study: Study, group: Group, length: int) -> tuple[int, int] | None:
+    """(seeds that solved the task, seeds that were trained to an end) by the test at a length; divergence counts."""
+    rows = study.at("quality", group, length)
     scored = {row.seed: number(row, "token_accuracy") or 0.0 for row in rows if row.status in ("ok", "diverged")}
     if not scored or study.headline(group.task) is not metrics.ACCURACY:
         return None
     return sum(score >= metrics.SOLVED for score in scored.values()), len(scored)
 
 
-def area_over_lengths(study: Study, group: Group) -> float | None:
-    """Mean accuracy along the logarithm of the length, by trapezoids; None for fewer than two lengths."""
+def area_over_lengths(study: Study, group: Group) -> Point | None:
+    """Mean accuracy along the logarithm of the length, by trapezoids, over the seeds that have every length.
+
+    None for fewer than two lengths.
+    """
     points = study.points(metrics.ACCURACY).get(group, {})
     lengths = [length for length in points if length >= group.train_seq_len]
     if len(lengths) < 2:
         return None
+    of_length = [by_seed(study.at("quality", group, length), metrics.ACCURACY.name) for length in lengths]
+    seeds = [seed for seed in of_length[0] if all(seed in of for of in of_length)]
     x = np.log2(lengths)
-    return float(np.trapezoid([points[length].value for length in lengths], x) / (x[-1] - x[0]))
+    return over_seeds([float(np.trapezoid([of[seed] for of in of_length], x) / (x[-1] - x[0])) for seed in seeds])
 
 
 def span(rows: Sequence[Row], name: str, show: units.Show) -> Cell:
@@ -150,23 +171,8 @@ def _score_line(study: Study, group: Group, metric: Metric, lengths: Sequence[in
         cells.append(Cell(f"{best[0]} {metric.show(best[1])}", best[1]) if best else NOTHING)
     if metric is metrics.ACCURACY:
         area = area_over_lengths(study, group)
-        cells.append(NOTHING if area is None else Cell(metric.show(area), area))
-        share = solved(study, group)
-        cells.append(Cell(f"{share[0]}/{share[1]}", share[0] / share[1]) if share else NOTHING)
-        cells.append(_steps_to_99(every))
+        cells.append(Cell(score_text(metric, area), area.value) if area else NOTHING)
     return [*cells, Cell(str(n_seeds(every)), n_seeds(every)), span(every, "n_params", units.count)]
-
-
-def _steps_to_99(rows: Sequence[Row]) -> Cell:
-    """The median over the seeds that got there, and how many did."""
-    reached = {row.seed: number(row, "steps_to_99") for row in rows if "steps_to_99" in row.metrics}
-    steps = [step for step in reached.values() if step is not None]
-    if not reached:
-        return NOTHING
-    if not steps:
-        return Cell("never", float("inf"))
-    middle = float(np.median(steps))
-    return Cell(f"{middle:,.0f}" + (f" ({len(steps)}/{len(reached)})" if len(steps) < len(reached) else ""), middle)
 
 
 def at_point(study: Study, metric: Metric, group: Group, length: int) -> Cell:
@@ -174,12 +180,14 @@ def at_point(study: Study, metric: Metric, group: Group, length: int) -> Cell:
     trouble = study.trouble(metric.kind, group, length)
     if point is None:
         return Cell(trouble) if trouble else NOTHING
-    return Cell(text(metric, point) + (f" ({trouble})" if trouble else ""), point.value)
+    words = score_text(metric, point) if metric.kind == "quality" else text(metric, point)
+    return Cell(words + (f" ({trouble})" if trouble else ""), point.value)
 
 
 def average(rows: Sequence[Row], name: str, show: units.Show) -> Cell:
-    value = mean((row for row in rows if row.status == "ok"), name)
-    return NOTHING if value is None else Cell(show(value), value)
+    """The mean of the rows that ended well, with its interval where it shows."""
+    point = over_seeds(list(by_seed(rows, name).values()))
+    return Cell(shown(show, point), point.value) if point else NOTHING
 
 
 def words(words: Iterable[str]) -> str:

@@ -40,7 +40,7 @@ def _score_line(study: Study, group: Group) -> list[str]:
     metric = study.headline(group.task)
     points = study.points(metric).get(group, {})
     trained, longest = group.train_seq_len, max(study.index["quality"][group])
-    best, share = study.best_baseline(group.task, trained), tables.solved(study, group)
+    best, share = study.best_baseline(group.task, trained), tables.solved(study, group, trained)
     every = [row for of in study.index["quality"][group].values() for row in of]
     return [
         units.length(trained),

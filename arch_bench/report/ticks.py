@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 from arch_bench.report.metrics import Metric
 
+Number = TypeVar("Number", int, float)
 MOST = 6
 """Ticks on an axis."""
 
@@ -20,9 +22,9 @@ def ticks(low: float, high: float, metric: Metric) -> list[float]:
     return _decades(low, high) if metric.is_log else _linear(low, high)
 
 
-def thinned(lengths: Sequence[int]) -> list[int]:
+def thinned(lengths: Sequence[Number]) -> list[Number]:
     """At most `MOST` of the measured lengths, the longest among them; of many lengths only powers of two."""
-    powers = [length for length in lengths if length & (length - 1) == 0]
+    powers = [length for length in lengths if math.log2(length).is_integer()]
     chosen = powers if len(lengths) > MOST and len(powers) > 1 else list(lengths)
     stride = math.ceil(len(chosen) / MOST)
     return chosen[::-1][::stride][::-1]
