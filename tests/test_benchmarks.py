@@ -1,8 +1,9 @@
-"""The benchmark in miniature: every part runs and reports, on a CPU."""
+"""The benchmarks in miniature: every part runs and reports, on a CPU."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,3 +27,19 @@ def test_every_part_measures(tmp_path: Path) -> None:
     stock, harness = (next(r for r in found["steps"] if r["loop"] == loop) for loop in ("stock Lightning", "harness"))
     assert min(stock["steps_per_s"], harness["steps_per_s"], harness["in_trainer"]) > 0
     assert harness["step"] == "eager"
+
+
+@pytest.mark.slow
+def test_task_rates_of_what_is_allowed(tmp_path: Path) -> None:
+    out = tmp_path / "rates.json"
+    command = [sys.executable, str(SCRIPT.with_name("task_rates.py")), "--out", str(out)]
+    command += ["--device", "cpu", "--tasks", "mqar,pg19", "--lengths", "16,17"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    made, refused = found["records"]
+    assert made["examples_per_s"] == pytest.approx(made["examples_in_a_block"] / made["block_ms"] * 1e3)
+    assert made["examples_in_a_block"] == 640
+    assert "seq_len=17 is odd" in refused["refused"]
+    assert found["downloaded_and_skipped"] == ["pg19"]
+    assert re.search(r"\| `mqar` +\| +[\d,]+ \| +refused \|", done.stdout)
