@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from typing import Any
 
 import hydra
 from hydra.errors import HydraException
@@ -33,22 +35,35 @@ def run(cfg: DictConfig) -> None:
         print(f"arch-bench: {SWEEP.mistakes[-1]}", file=sys.stderr)
 
 
+class _Interrupted(SystemExit):
+    """A signal asked to end."""
+
+
+def _interrupt(signum: int, _: object) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)  # a second one ends at once
+    raise _Interrupted(128 + signum)
+
+
 def main() -> None:
-    """Exit codes: 0 done, 1 a bug (with its traceback), 2 the user's mistake (one line), 130 interrupted."""
+    """Exit codes: 0 done, 1 a bug (with its traceback), 2 the user's mistake (one line), 130 Ctrl-C, 143 SIGTERM."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup and a shell's `&` have it
+            signal.signal(signum, _interrupt)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting
     try:
         with allowed_targets():
             run()
     except (HydraException, OmegaConfBaseException, OSError) as error:
         _exit(one_line(error), 2)
-    except KeyboardInterrupt:
-        _exit("interrupted; finished rows are kept, the same command goes on from there", 130)
+    except _Interrupted as end:
+        _exit("interrupted; finished rows are kept, the same command goes on from there", end.code)
     finally:
         SWEEP.finish()
     if SWEEP.mistakes:
         sys.exit(2)
 
 
-def _exit(message: str, code: int) -> None:
+def _exit(message: str, code: Any) -> None:
     print(f"arch-bench: {message}", file=sys.stderr)
     sys.exit(code)

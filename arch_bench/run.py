@@ -148,11 +148,12 @@ def run_shape(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
     if shape.kind != "quality":
         outcomes = guarded(lambda: [_measure_cost(cell, shape)], shape.lengths, shape.contender)
         return _save(cell, shape.kind, outcomes, device)
-    from arch_bench import quality
+    from arch_bench import checkpoint, quality
 
     with tracking.track(cell) as tracker:
         outcomes = guarded(lambda: quality.measure(cell, shape.lengths, tracker.lightning), shape.lengths)
         rows = _save(cell, shape.kind, outcomes, device)
+        checkpoint.path_of(cell).unlink(missing_ok=True)
         tracker.log_rows(earlier + rows)
     return rows
 
