@@ -73,6 +73,14 @@ def _start_server() -> None:
             signal.signal(signum, handler)
 
 
+def _hear() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:  # in the server: what it forks must not be deaf, not even early
+    os.register_at_fork(after_in_child=_hear)
+
+
 def _receive(connection: Connection, process: Any, time_limit_s: float) -> Any:
     if not connection.poll(time_limit_s):
         raise TimedOut(f"stopped after {time_limit_s:g} s (time_limit_s)")
@@ -111,7 +119,6 @@ def _end(process: Any) -> None:
 
 def _serve(connection: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # to which the server is deaf
     gc.freeze()  # what was imported before the fork is never garbage: looking through it takes 0.2 s each time
     threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
     try:

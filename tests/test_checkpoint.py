@@ -43,10 +43,11 @@ def saved(cell: Cell) -> Path:
 
 
 def contents(rows: list[Row]) -> list[dict[str, Any]]:
-    """What a row says, without times and places."""
+    """What a row says, without times, places, and the state of the checkout."""
+    left_out = {"created_at", "config", "commit", "dirty"}
     found = []
     for row in rows:
-        fields = {name: value for name, value in vars(row).items() if name not in {"created_at", "config"}}
+        fields = {name: value for name, value in vars(row).items() if name not in left_out}
         found.append(fields | {"metrics": {k: v for k, v in row.metrics.items() if k not in VARIES}})
     return found
 

@@ -141,7 +141,9 @@ def interrupted(
             process.wait()
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_an_interruption_is_one_line_and_keeps_rows_and_training(tmp_path: Path, signum: int, code: int) -> None:
     def has_trained() -> bool:
         return bool(list(tmp_path.rglob("*.ckpt")))
