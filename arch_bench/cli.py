@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from typing import Any
 
 import hydra
 from hydra.errors import HydraException
@@ -21,12 +23,25 @@ def compose(cfg: DictConfig) -> None:
     SWEEP.add(cfg)
 
 
+class _Interrupted(SystemExit):
+    """A signal asked to end."""
+
+
+def _interrupt(signum: int, _: object) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)  # a second one ends at once
+    raise _Interrupted(128 + signum)
+
+
 def main() -> None:
     """Compose all cells, then run them.
 
     Exit codes: 0 done, 1 a cell crashed or ran out of time (or a bug, with its traceback), 2 the user's mistake (one
-    line), 130 interrupted.
+    line), 130 Ctrl-C, 143 SIGTERM.
     """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup and a shell's `&` have it
+            signal.signal(signum, _interrupt)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting
     try:
         with allowed_targets():
@@ -34,14 +49,14 @@ def main() -> None:
             SWEEP.run()
     except (HydraException, OmegaConfBaseException, ConfigError, OSError) as error:
         _exit(one_line(error), 2)
-    except KeyboardInterrupt:
-        _exit("interrupted; finished rows are kept, the same command goes on from there", 130)
+    except _Interrupted as end:
+        _exit("interrupted; finished rows are kept, the same command goes on from there", end.code)
     finally:
         SWEEP.finish()
     if SWEEP.mistakes or SWEEP.failures:
         sys.exit(2 if SWEEP.mistakes else 1)
 
 
-def _exit(message: str, code: int) -> None:
+def _exit(message: str, code: Any) -> None:
     print(f"arch-bench: {message}", file=sys.stderr)
     sys.exit(code)

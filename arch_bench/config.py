@@ -105,6 +105,7 @@ class Cell(_Record):
     isolate: bool
     rerun: bool
     time_limit_s: Annotated[float, Field(gt=0)]
+    checkpoint_every_s: Annotated[float, Field(gt=0)] | None
     backbone: Node
     task: Node
     match: Match

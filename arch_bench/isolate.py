@@ -25,6 +25,9 @@ from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
+GRACE_S = 20.0
+"""Seconds to save and end in, for a process that is asked to; batch systems kill after some 30."""
+
 _PRELOAD = ["torch", "lightning.pytorch", "arch_bench.run", "arch_bench.quality", "arch_bench.speed"]
 
 
@@ -82,14 +85,27 @@ def call(
 
 
 def _start_server() -> None:
-    """Deaf to Ctrl-C, which reaches the whole group: it would end among its imports, with a traceback."""
+    """Deaf to what reaches the whole group: by Ctrl-C it would end among its imports, with a traceback.
+
+    By SIGTERM it would end before its processes, and nobody could tell whether those still save.
+    """
     if threading.current_thread() is not threading.main_thread():  # where signals cannot be set
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what it inherits
+    deaf = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(signum, signal.SIG_IGN) for signum in deaf]  # what it inherits
     try:
         forkserver.ensure_running()  # returns while it imports
     finally:
-        signal.signal(signal.SIGINT, before)
+        for signum, handler in zip(deaf, before, strict=True):
+            signal.signal(signum, handler)
+
+
+def _hear() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:  # in the server: what it forks must not be deaf, not even early
+    os.register_at_fork(after_in_child=_hear)
 
 
 def interrupt() -> None:
@@ -115,6 +131,8 @@ def _receive(connection: Connection, process: Any, time_limit_s: float) -> Any:
 
 
 def _how(exitcode: int) -> str:
+    if exitcode > 128:  # it heard the signal, and ended in order
+        exitcode = 128 - exitcode
     if exitcode >= 0:
         return f"the process ended by itself with exit code {exitcode}"
     name = signal.Signals(-exitcode).name
@@ -123,9 +141,15 @@ def _how(exitcode: int) -> str:
 
 
 def _end(process: Any) -> None:
-    for end in (process.terminate, process.kill):
+    """Ask, wait, and insist; at once when somebody interrupts the wait."""
+    if not process.is_alive():
+        return
+    process.terminate()
+    try:
+        process.join(timeout=GRACE_S)
+    finally:
         if process.is_alive():
-            end()
+            process.kill()
             process.join(timeout=5)
 
 
@@ -177,4 +201,6 @@ def _exit_with_parent(connection: Connection) -> None:
     try:
         connection.recv()
     except (EOFError, OSError):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_S)
         os._exit(1)

@@ -59,6 +59,11 @@ class LitSequence(L.LightningModule):
         """How steps run: eager, compiled or graph."""
         return self._step.kind
 
+    @property
+    def settle_s(self) -> float:
+        """Seconds that compiling, autotuning and capturing took."""
+        return self._step.settle_s
+
     def training_step(self, block: Scored, index: int) -> None:
         n_steps = len(block.inputs)
         for i in range(n_steps):
@@ -87,10 +92,14 @@ class LitSequence(L.LightningModule):
             _set_random_state(self._rng, self.device)
             self._rng = None
 
-    def on_train_end(self) -> None:
+    def catch_up(self) -> None:
+        """Log the newest block too, which waits for the device."""
         if self._awaited is not None:
             self._log_curve(self._awaited)
             self._awaited = None
+
+    def on_train_end(self) -> None:
+        self.catch_up()
         self._step.release()  # Lightning moves everything to the CPU when a fit is over
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

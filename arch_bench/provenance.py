@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -35,6 +36,17 @@ def commit() -> tuple[str, bool]:
     if not _git("ls-files", "--error-unmatch", "arch_bench/__init__.py"):
         return "", False  # installed, perhaps inside somebody else's checkout
     return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--", "arch_bench", "tasks", "conf"))
+
+
+@cache
+def code() -> str:
+    """Digest of what trains: the source of arch_bench, without its report, and of tasks."""
+    here = Path(__file__).parent
+    sources = {path for folder in (here, here.parent / "tasks") for path in folder.rglob("*.py")}
+    digest = hashlib.sha256()
+    for path in sorted(sources - set((here / "report").rglob("*.py"))):
+        digest.update(path.relative_to(here.parent).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _git(*args: str) -> str:

@@ -6,7 +6,6 @@ import logging
 import math
 import sys
 import threading
-import time
 import warnings
 from typing import Any
 
@@ -16,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from tqdm import tqdm
 
+from arch_bench.checkpoint import Checkpoint, WholeFiles
 from arch_bench.config import Cell, build
 from arch_bench.data import TaskData
 from arch_bench.guard import Diverged, guarded
@@ -55,19 +55,20 @@ def measure(cell: Cell, lengths: list[int], logger: Logger | None) -> list[Outco
     )
     lit = LitSequence(step, precision=precision, bytes_per_token=task.bytes_per_token, tolerance=task.tolerance)
     data = _data(cell, task, device)
-    watch = Watch(cell.trainer.stop_at)
-    trainer = make_trainer(cell, device, [watch, Bar()], logger, val_check_interval=data.val_check_interval)
+    watch, saver = Watch(cell.trainer.stop_at), Checkpoint(cell, device, task.provenance())
+    options: dict[str, Any] = {"val_check_interval": data.val_check_interval, "plugins": [WholeFiles()]}
+    trainer = make_trainer(cell, device, [watch, saver, Bar()], logger, **options)
     if logger is not None:
         logger.log_hyperparams({"n_params": backbone.n_params(), "kernel": backbone.kernel})
-    started = time.perf_counter()
-    trainer.fit(lit, datamodule=data)
+    trainer.fit(lit, datamodule=data, ckpt_path=saver.find())
     if watch.last_validation != trainer.global_step:
         trainer.validate(lit, datamodule=data, verbose=False)
-    trained = _training_metrics(trainer, watch, task, cell.trainer.batch_size, time.perf_counter() - started)
+    trained = _training_metrics(trainer, watch, task, cell.trainer.batch_size, saver.train_s)
     trained |= {"n_params": backbone.n_params(), "step": step.kind, "step_why": step.why}
-    trained |= {"loss_kernel": step.loss_kernel, "compile_s": step.settle_s}
+    trained |= {"loss_kernel": step.loss_kernel, "compile_s": saver.compile_s(lit), "n_attempts": saver.n_attempts}
 
-    tester = make_trainer(cell, device, [], None, inference_mode=False)  # in which each decoded token costs a cast more
+    # in inference mode each decoded token costs a cast more
+    tester = make_trainer(cell, device, [saver], None, inference_mode=False)
 
     def test(seq_len: int) -> list[Outcome]:
         metrics = _test(tester, lit, data, _longer(task, seq_len), cell.trainer.n_test_batches)
@@ -119,9 +120,15 @@ def _training_metrics(trainer: L.Trainer, watch: Watch, task: Task, batch_size: 
         "steps_to_99": steps,
         "examples_to_99": None if steps is None else steps * batch_size,
         "val_token_accuracy": watch.token_accuracy,
+        f"val_{loss_name(task)}": watch.loss,
         "train_s": train_s,
         **{f"baseline_{name}": score for name, score in task.baselines().items()},
     }
+
+
+def loss_name(task: Task) -> str:
+    """What the loss of a task is called."""
+    return "loss_nats" if task.tolerance is None else "mse"
 
 
 def _longer(task: Task, seq_len: int) -> Task:
@@ -148,7 +155,7 @@ def _scores(tester: L.Trainer, lit: LitSequence, data: TaskData, task: Task, n_b
     except ValueError as error:
         raise Unsupported(str(error)) from error
     (found,) = tester.test(lit, dataloaders=loader, verbose=False)
-    loss = found["test/loss_nats" if task.tolerance is None else "test/mse"]
+    loss = found[f"test/{loss_name(task)}"]
     if not math.isfinite(loss):
         raise Diverged(f"test loss {loss} at {task.seq_len} tokens")
     return {name.removeprefix("test/"): value for name, value in found.items()}
@@ -160,8 +167,10 @@ class Watch(Callback):
     def __init__(self, stop_at: float | None) -> None:
         self.steps_to_solve: int | None = None
         self.token_accuracy: float | None = None
+        self.loss: float | None = None
+        """None also where it was not finite."""
         self.last_validation = 0
-        """The step at which `token_accuracy` was measured."""
+        """The step at which they were measured."""
         self._stop_at = stop_at
 
     def on_train_batch_end(  # type: ignore[override]
@@ -173,11 +182,20 @@ class Watch(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.last_validation = trainer.global_step
-        accuracy = self.token_accuracy = trainer.callback_metrics["val/token_accuracy"].item()
+        found = trainer.callback_metrics
+        accuracy = self.token_accuracy = found["val/token_accuracy"].item()
+        loss = found["val/loss_nats" if "val/loss_nats" in found else "val/mse"].item()
+        self.loss = loss if math.isfinite(loss) else None
         if accuracy >= SOLVED and self.steps_to_solve is None:
             self.steps_to_solve = trainer.global_step
         if self._stop_at is not None and accuracy >= self._stop_at:
             trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("steps_to_solve", "token_accuracy", "loss", "last_validation")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        vars(self).update(state_dict)
 
 
 class Bar(Callback):
@@ -187,7 +205,8 @@ class Bar(Callback):
         tqdm.set_lock(threading.RLock())  # its own lock is a semaphore of the system, which a killed process leaks
         pace = 0.5 if sys.stderr.isatty() else 20.0
         desc = "    training" if pl_module.step_kind == "eager" else "    compiling"
-        self._bar = tqdm(total=trainer.max_steps, desc=desc, unit="step", leave=False, mininterval=pace)
+        done, total = trainer.global_step, trainer.max_steps
+        self._bar = tqdm(desc=desc, initial=done, total=total, unit="step", leave=False, mininterval=pace)
         self._shown: dict[str, str] = {}
 
     def on_train_batch_end(  # type: ignore[override]
@@ -208,3 +227,6 @@ class Bar(Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and hasattr(self, "_bar"):
             self._bar.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")  # which Lightning leaves out then

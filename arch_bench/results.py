@@ -9,11 +9,12 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 Kind = Literal["quality", "scan", "speed", "decode", "kernels"]
 Status = Literal["ok", "oom", "unsupported", "diverged", "timeout", "crashed"]
@@ -75,14 +76,25 @@ class Row:
 
 
 def save(row: Row, path: Path) -> None:
-    """Write a row so that a reader sees all of it or none: temporary name, fsync, rename."""
+    """Write a row so that a reader sees all of it or none."""
     text = json.dumps(dataclasses.asdict(row), indent=1, allow_nan=False)
+    with whole(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears when all of it is on disk, or not at all: temporary name, fsync, rename. Makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fchmod(file.fileno(), 0o644)  # others may read a shared folder; a temporary file is private
-        os.fsync(file.fileno())
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        try:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)  # others may read a shared folder; a temporary file is private
+            os.fsync(file.fileno())
+        except BaseException:
+            Path(file.name).unlink()
+            raise
     Path(file.name).replace(path)
 
 
@@ -114,7 +126,10 @@ def _rows_of(folder: Path) -> Path:
 
 
 _BOOKKEEPING = frozenset(
-    {"results_dir", "logger", "isolate", "rerun", "time_limit_s", "phases", "eval_scales", "chosen"}
+    {
+        *("results_dir", "logger", "isolate", "rerun", "time_limit_s", "checkpoint_every_s"),
+        *("phases", "eval_scales", "chosen"),
+    }
 )
 _PHASE_SETTINGS = frozenset({"speed", "decode"})
 _WHICH_LENGTHS = frozenset({"lengths", "search_max_len"})

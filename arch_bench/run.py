@@ -227,6 +227,7 @@ def _give_up(cell: Cell, shape: Shape, before: list[Row], status: Status, reason
 
 def run_shape(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
     """Measure, save, mirror: what happens inside the fresh process."""
+    from arch_bench import checkpoint
     from arch_bench.guard import guarded
     from arch_bench.measure import device_name, limit_threads, pick_device
     from arch_bench.precision import set_tf32
@@ -237,12 +238,16 @@ def run_shape(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
     device = device_name(pick_device(cell.device))
     if shape.kind != "quality":
         outcomes = guarded(lambda: [_measure_one(cell, shape)], shape.lengths, shape.contender)
-        return _save(cell, shape.kind, outcomes, device, time.perf_counter() - started)
+        rows = _save(cell, shape.kind, outcomes, device, time.perf_counter() - started)
+        if shape.kind == "scan":
+            checkpoint.path_of(cell).unlink(missing_ok=True)
+        return rows
     from arch_bench import quality
 
     with tracking.track(cell) as tracker:
         outcomes = guarded(lambda: quality.measure(cell, shape.lengths, tracker.lightning), shape.lengths)
         rows = _save(cell, shape.kind, outcomes, device, time.perf_counter() - started)
+        checkpoint.path_of(cell).unlink(missing_ok=True)
         tracker.log_rows(earlier + rows)
     return rows
 

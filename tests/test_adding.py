@@ -61,7 +61,8 @@ def test_a_cell_reports_the_error_and_the_share_within_the_tolerance(tmp_path: P
     assert row.status == "ok", row.reason
     assert row.metrics["mse"] < 0.05, "a third of what guessing scores"  # type: ignore[operator]
     assert row.metrics["token_accuracy"] > 2 * row.metrics["baseline_one"]  # type: ignore[operator]
-    assert "loss_nats" not in row.metrics
+    assert 0 < row.metrics["val_mse"] < 0.05  # type: ignore[operator]
+    assert not {"loss_nats", "val_loss_nats"} & set(row.metrics)
 
 
 def test_impossible_knobs_are_refused() -> None:

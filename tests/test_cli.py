@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from arch_bench import results
 from arch_bench.complaint import one_line
@@ -119,8 +120,10 @@ def test_an_impossible_cell_does_not_end_a_sweep(tmp_path: Path) -> None:
     assert len(results.load([tmp_path / "results"])) == 1
 
 
-def interrupted(tmp_path: Path, is_due: Callable[[], bool], *overrides: str) -> tuple[int, str]:
-    """Exit code and stderr of a cell that trains for ever, after a Ctrl-C once it is due."""
+def interrupted(
+    tmp_path: Path, is_due: Callable[[], bool], *overrides: str, signum: int = signal.SIGINT
+) -> tuple[int, str]:
+    """Exit code and stderr of a cell that trains for ever, after a signal to its whole group once that is due."""
     args = [*(a for a in TINY if not a.startswith(("isolate", "phases", "trainer.max_steps")))]
     errors = tmp_path / "stderr"  # no pipe, which waits for every process that holds it
     with errors.open("w") as file:
@@ -130,7 +133,7 @@ def interrupted(tmp_path: Path, is_due: Callable[[], bool], *overrides: str) -> 
         end = time.monotonic() + 120
         while not is_due() and time.monotonic() < end:
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to the whole group
+        os.killpg(process.pid, signum)  # so does a terminal with Ctrl-C, and a batch system
         return process.wait(timeout=60), errors.read_text()
     finally:
         if process.poll() is None:
@@ -138,16 +141,18 @@ def interrupted(tmp_path: Path, is_due: Callable[[], bool], *overrides: str) -> 
             process.wait()
 
 
-def test_ctrl_c_is_one_line_and_keeps_rows(tmp_path: Path) -> None:
-    def has_decoded() -> bool:
-        if not list(tmp_path.rglob("*-decode-*.json")):
-            return False
-        time.sleep(2)  # it trains
-        return True
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
+def test_an_interruption_is_one_line_and_keeps_rows_and_training(tmp_path: Path, signum: int, code: int) -> None:
+    def has_trained() -> bool:
+        return bool(list(tmp_path.rglob("*.ckpt")))
 
-    phases = ["phases=[decode,quality]", "decode.lengths=[16]", "decode.n_tokens=4"]
-    code, stderr = interrupted(tmp_path, has_decoded, *phases)
-    assert code == 130
+    phases = ["phases=[decode,quality]", "decode.lengths=[16]", "decode.n_tokens=4", "checkpoint_every_s=0.1"]
+    found, stderr = interrupted(tmp_path, has_trained, *phases, signum=signum)
+    assert found == code
+    (saved,) = (tmp_path / "results" / "checkpoints").iterdir()
+    assert torch.load(saved, weights_only=True)["global_step"] > 0
     assert "interrupted; finished rows are kept" in stderr
     assert "Traceback" not in stderr
     assert "leaked" not in stderr

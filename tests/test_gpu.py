@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import signal
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from fla_pairs import PAIRS
 from models import BACKBONES, DECODERS, depth
 
-from arch_bench import run
+from arch_bench import quality, results, run
 from arch_bench.backbone import Backbone
 from arch_bench.config import Cell, build, cell_of, compose
 from arch_bench.decoder import EagerDecoder, GraphDecoder
@@ -502,3 +503,41 @@ def test_a_corpus_too_large_for_the_device_streams(tmp_path: Path, monkeypatch: 
     (row,) = run.run_cell(cell, say=lambda row: None)
     assert (row.status, row.metrics["step"]) == ("ok", "graph")
     assert row.metrics["loss_nats"] < 4  # type: ignore[operator]
+
+
+def test_a_cell_that_was_interrupted_goes_on_as_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows are those of an undisturbed one, up to the order in which the device adds."""
+    dials = (
+        "backbone=mamba task=mqar seq_len=64 d_model=64 logger=none isolate=false phases=[quality] eval_scales=[1,2]"
+    )
+    steps = "trainer.max_steps=256 trainer.val_every=128 precision=fp32"
+
+    def measured(name: str) -> list[results.Row]:
+        cell = cell_of(compose([*dials.split(), *steps.split(), f"results_dir={tmp_path / name}"]))
+        return run.run_cell(cell, say=lambda row: None)
+
+    class Watch(quality.Watch):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            super().on_train_batch_end(trainer, *args)
+            if trainer.global_step == 192:
+                signal.raise_signal(signal.SIGTERM)
+
+    whole = measured("whole")
+    Watch.__qualname__ = "Watch"  # by which Lightning knows its state
+    with monkeypatch.context() as patch:
+        patch.setattr(quality, "Watch", Watch)
+        with pytest.raises(SystemExit) as end:
+            measured("parts")
+    assert end.value.code == 143
+    (saved,) = (tmp_path / "parts" / "checkpoints").iterdir()
+    assert torch.load(saved, weights_only=True)["global_step"] == 192
+    parts = measured("parts")
+    assert not saved.exists()
+    for found, expected in zip(parts, whole, strict=True):
+        assert (found.status, found.kernel, found.metrics["step"]) == ("ok", expected.kernel, "graph")
+        assert found.metrics["n_attempts"] == 2
+        assert found.metrics.keys() == expected.metrics.keys()
+        for metric in ("steps", "steps_to_99", "n_params", "loss_kernel"):
+            assert found.metrics[metric] == expected.metrics[metric], metric
+        for metric in ("loss_nats", "val_loss_nats", "token_accuracy", "val_token_accuracy"):
+            assert found.metrics[metric] == pytest.approx(expected.metrics[metric], rel=1e-2, abs=1e-2), metric

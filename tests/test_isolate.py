@@ -73,6 +73,21 @@ def test_a_crash_is_told_by_its_signal() -> None:
         isolate.call(leave, time_limit_s=60)
 
 
+def refuse_to_end(note: str) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    report_and_hang(note)
+
+
+def leave_when_asked() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_process_may_end_in_order_when_it_is_asked_to() -> None:
+    with pytest.raises(isolate.Crashed, match="ended by SIGTERM"):
+        isolate.call(leave_when_asked, time_limit_s=60)
+
+
 def test_a_time_limit_ends_the_process() -> None:
     with pytest.raises(isolate.TimedOut, match=r"stopped after 0\.5 s"):
         isolate.call(hang, time_limit_s=0.5)
@@ -84,7 +99,7 @@ sys.path.insert(0, sys.argv[1])
 from arch_bench import isolate
 import test_isolate
 if __name__ == "__main__":
-    isolate.call(test_isolate.report_and_hang, sys.argv[2], time_limit_s=600)
+    isolate.call(getattr(test_isolate, sys.argv[3]), sys.argv[2], time_limit_s=600)
 """
 
 
@@ -93,12 +108,28 @@ def report_and_hang(note: str) -> None:
     hang()
 
 
+def parent_and_child(function: Callable[[str], None], note: Path) -> tuple[subprocess.Popen[bytes], int]:
+    command = [sys.executable, "-c", _PARENT, str(Path(__file__).parent), str(note), function.__name__]
+    parent = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    return parent, wait_for(lambda: int(note.read_text() or 0) if note.exists() else 0)
+
+
 def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
-    note = tmp_path / "pid"
-    parent = subprocess.Popen([sys.executable, "-c", _PARENT, str(Path(__file__).parent), str(note)])
-    child = wait_for(lambda: int(note.read_text() or 0) if note.exists() else 0)
+    parent, child = parent_and_child(report_and_hang, tmp_path / "pid")
     parent.kill()
     parent.wait()
+    assert wait_for(lambda: not is_alive(child))
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_insists(tmp_path: Path) -> None:
+    parent, child = parent_and_child(refuse_to_end, tmp_path / "pid")
+    parent.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        parent.wait(timeout=2)
+    assert is_alive(child)
+    parent.send_signal(signal.SIGINT)
+    parent.wait(timeout=isolate.GRACE_S / 2)
     assert wait_for(lambda: not is_alive(child))
 
 

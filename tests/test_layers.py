@@ -34,7 +34,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lit": {"generation", "precision", "train_step", "tasks.base"},
     "guard": {"ops", "results"},
     "measure": {"config"},
+    "checkpoint": {"config", "lit", "measure", "provenance", "results"},
     "quality": {
+        "checkpoint",
         "data",
         "config",
         "guard",
@@ -67,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tracking": {"config", "results"},
     "run": {
         *("config", "guard", "isolate", "match", "measure", "precision", "provenance", "results", "search"),
-        *("tracking", "train_step", "quality", "speed", "decode", "kernels"),
+        *("tracking", "train_step", "checkpoint", "quality", "speed", "decode", "kernels"),
     },
     "report": {"results", "report"},
     "row_line": {"results"},

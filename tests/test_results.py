@@ -43,6 +43,12 @@ def test_a_row_comes_back_as_it_was(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["a.json"]
 
 
+def test_a_write_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TypeError), results.whole(tmp_path / "a") as file:
+        file.writelines([b"half", None])  # type: ignore[list-item]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_write_leaves_the_old_row(tmp_path: Path) -> None:
     path = tmp_path / "rows" / "a.json"
     results.save(row(), path)
@@ -82,7 +88,11 @@ def test_the_key_follows_what_defines_a_cell(overrides: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides", [["results_dir=x"], ["logger=none"], ["phases=[speed]"], ["eval_scales=[1]"], ["speed.n_steps=5"]]
+    "overrides",
+    [
+        *(["results_dir=x"], ["logger=none"], ["phases=[speed]"], ["eval_scales=[1]"], ["speed.n_steps=5"]),
+        ["checkpoint_every_s=null"],
+    ],
 )
 def test_the_key_ignores_bookkeeping(overrides: list[str]) -> None:
     assert results.cell_key(config()) == results.cell_key(config(*overrides))

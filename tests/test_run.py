@@ -76,6 +76,7 @@ def test_rows_carry_metrics_and_provenance(tmp_path: Path) -> None:
     assert 0 <= quality.metrics["token_accuracy"] <= 1  # type: ignore[operator]
     assert quality.metrics["baseline_value_set"] == 0.5
     assert quality.metrics["steps"] == 4
+    assert quality.metrics["val_loss_nats"] > 0  # type: ignore[operator]
     assert speed.metrics["step"] == quality.metrics["step"] == "eager"
     assert speed.metrics["step_why"] is quality.metrics["step_why"] is None
     assert speed.metrics["loss_kernel"] == "full"

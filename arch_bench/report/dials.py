@@ -23,6 +23,7 @@ HOUSEKEEPING = {
     "isolate",
     "rerun",
     "time_limit_s",
+    "checkpoint_every_s",
     "logger",
     "scan",
     "launcher",
