@@ -11,19 +11,26 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+SHORT_S, LONG_S = 2.0, 30.0
+"""How long the others may still answer after one of them crashed, or raised."""
 _PRELOAD = ["torch", "lightning.pytorch", "arch_bench.run", "arch_bench.quality", "arch_bench.speed"]
 
 
 class Crashed(Exception):
     """The process died without an answer; the message says how."""
+
+
+class LostPeer(Crashed):
+    """A process that works with others lost one of them: rarely the reason, mostly what follows from it."""
 
 
 class TimedOut(Exception):
@@ -37,20 +44,37 @@ def call(function: Callable[..., T], *args: Any, time_limit_s: float, preload: S
 
     Raises TimedOut, Crashed, or the function's own exception (its traceback is in the notes).
     """
+    return call_together(function, [args], time_limit_s=time_limit_s, preload=preload)
+
+
+def call_together(
+    function: Callable[..., T], calls: Sequence[tuple[Any, ...]], *, time_limit_s: float, preload: Sequence[str] = ()
+) -> T:
+    """Run `function(*args)` for each `args` of `calls`, each in a fresh process, at the same time.
+
+    They are one undertaking: its result is that of the first, and none outlives it. Raises as `call`, for whichever
+    fails first, unless the first of them ends by itself soon after.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*_PRELOAD, *preload])
     _start_server()
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, function, args))
+    pipes = [context.Pipe() for _ in calls]
+    processes = [
+        context.Process(target=_serve, args=(theirs, function, args))
+        for (_, theirs), args in zip(pipes, calls, strict=True)
+    ]
     try:
-        process.start()  # within, so that a Ctrl-C at any moment ends it: at exit Python waits for what it started
-        theirs.close()
-        answer = _receive(ours, process, time_limit_s)
-        process.join(timeout=10)  # it has answered; let it close what it opened
+        for process, (_, theirs) in zip(processes, pipes, strict=True):
+            process.start()  # within, so that a Ctrl-C at any moment ends it: at exit Python waits for what it started
+            theirs.close()
+        answer = _receive([ours for ours, _ in pipes], processes, time_limit_s)
+        for process in processes:
+            process.join(timeout=10)  # it has answered; let it close what it opened
         return answer
     finally:
-        _end(process)
-        ours.close()
+        for process, (ours, _) in zip(processes, pipes, strict=True):
+            _end(process)
+            ours.close()
 
 
 def _start_server() -> None:
@@ -64,17 +88,38 @@ def _start_server() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def _receive(connection: Connection, process: Any, time_limit_s: float) -> Any:
-    if not connection.poll(time_limit_s):
+def _receive(connections: list[Connection], processes: list[Any], time_limit_s: float) -> Any:
+    """The answer of the first.
+
+    After a failure the others have a while to answer: what failed elsewhere may have reached the first, too, which
+    then has more to say; and who lost a peer may speak before the peer's end is known.
+    """
+    waiting = dict(zip(connections, processes, strict=True))
+    failures: list[Exception] = []
+    end = time.monotonic() + time_limit_s
+    while waiting and (ready := wait(list(waiting), max(0.0, end - time.monotonic()))):
+        for one in ready:
+            assert isinstance(one, Connection)
+            succeeded, value = _read(one, waiting.pop(one), connections.index(one) if len(connections) > 1 else None)
+            if succeeded and one is connections[0]:
+                return value
+            if not succeeded:
+                failures.append(value)
+                is_final = isinstance(value, Crashed) or one is connections[0]
+                end = min(end, time.monotonic() + (SHORT_S if is_final else LONG_S))
+    if not failures:
         raise TimedOut(f"stopped after {time_limit_s:g} s (time_limit_s)")
+    raise next((failure for failure in failures if not isinstance(failure, LostPeer)), failures[0])
+
+
+def _read(connection: Connection, process: Any, rank: int | None) -> tuple[bool, Any]:
+    """Whether the process succeeded, and its result or exception."""
     try:
         succeeded, value = connection.recv()
     except EOFError:
         process.join()
-        raise Crashed(_how(process.exitcode)) from None
-    if not succeeded:
-        raise value
-    return value
+        return False, Crashed(("" if rank is None else f"rank {rank}: ") + _how(process.exitcode))
+    return succeeded, value
 
 
 def _how(exitcode: int) -> str:

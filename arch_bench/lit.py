@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 from arch_bench import generation
+from arch_bench.distributed import Team
 from arch_bench.precision import autocast
 from arch_bench.train_step import Scored, TrainStep, predicted_number, scored_hidden
 from tasks.base import IGNORE, Task
@@ -115,13 +117,18 @@ class LitSequence(L.LightningModule):
         batch = block.map(_join)
         self._evaluate("test", batch)
         if self.tested is not None and self.tested.n_prompt is not None and self.backbone.is_causal:
-            with autocast(self._precision, self.device):
+            with autocast(self._precision, self.device), self._step.team.whole(self.backbone):
                 self._score("test/generated_", batch, generation.is_right(self.backbone, batch, self.tested.n_prompt))
+
+    def on_test_epoch_end(self) -> None:
+        """Before ranks add up what they found: one that ran out of memory does not."""
+        if not self._step.team.all_well(True):
+            raise torch.OutOfMemoryError("out of memory on another device")
 
     def _evaluate(self, split: str, batch: Scored) -> None:
         loss, is_right = self._losses(batch)
         n_scored = int((batch.targets != IGNORE).sum())
-        mean_loss = loss.sum() / n_scored
+        mean_loss = loss.sum() / max(1, n_scored)
         self._log(f"{split}/{'loss_nats' if self._tolerance is None else 'mse'}", mean_loss, n_scored)
         if self._bytes_per_token is not None:
             self._log(f"{split}/bits_per_byte", mean_loss / math.log(2) / self._bytes_per_token, n_scored)
@@ -132,22 +139,23 @@ class LitSequence(L.LightningModule):
 
     def _log_slice(self, name: str, loss: Tensor, mask: Tensor, batch: Scored) -> None:
         mask = mask & (batch.targets != IGNORE)
-        if n_scored := int(mask.sum()):
-            mean_loss = (loss * mask).sum() / n_scored
-            self._log(f"test/loss_nats/{name}", mean_loss, n_scored)
-            if self._bytes_per_token is not None:
-                self._log(f"test/bits_per_byte/{name}", mean_loss / math.log(2) / self._bytes_per_token, n_scored)
+        n_scored = int(mask.sum())
+        mean_loss = (loss * mask).sum() / max(1, n_scored)
+        self._log(f"test/loss_nats/{name}", mean_loss, n_scored)
+        if self._bytes_per_token is not None:
+            self._log(f"test/bits_per_byte/{name}", mean_loss / math.log(2) / self._bytes_per_token, n_scored)
 
     def _score(self, prefix: str, batch: Scored, is_right: Tensor) -> None:
         is_scored = batch.targets != IGNORE
         n_scored = int(is_scored.sum())
-        self._log(f"{prefix}token_accuracy", (is_right & is_scored).sum() / n_scored, n_scored)
+        self._log(f"{prefix}token_accuracy", (is_right & is_scored).sum() / max(1, n_scored), n_scored)
         self._log(f"{prefix}sequence_accuracy", (is_right | ~is_scored).all(-1).float().mean(), len(is_right))
 
     def _log(self, name: str, value: Tensor, weight: int) -> None:
-        """A mean over `weight` things, as part of the mean over all batches. Not on a curve over steps."""
+        """A mean over `weight` things, as part of that over all batches and ranks. Not on a curve over steps."""
         logger = None if name.startswith("test/") else False
-        self.log(name, value, on_step=False, on_epoch=True, batch_size=weight, logger=logger)
+        shared = self._step.team.size > 1
+        self.log(name, value, on_step=False, on_epoch=True, batch_size=weight, logger=logger, sync_dist=shared)
 
     def _losses(self, batch: Scored) -> tuple[Tensor, Tensor]:
         """Loss, 0 where there is no target, and whether the best guess is right: (batch, n_scored) each."""
@@ -163,6 +171,34 @@ class LitSequence(L.LightningModule):
                 losses.append(F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none"))
                 guesses.append(logits.argmax(-1))
         return torch.cat(losses).view_as(batch.targets), torch.cat(guesses).view_as(batch.targets) == batch.targets
+
+
+class TeamStrategy(SingleDeviceStrategy):
+    """What Lightning has to know of a team: how to add up a metric. Steps exchange gradients by themselves."""
+
+    is_distributed = True
+
+    def __init__(self, team: Team, device: torch.device) -> None:
+        super().__init__(device)
+        self._team = team
+        self.global_rank, self.world_size = team.rank, team.size
+
+    @property
+    def is_global_zero(self) -> bool:
+        return self._team.rank == 0
+
+    def reduce(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The sum, of what is to be a mean too: sums of values and of weights are what Lightning divides."""
+        return self._team.sum(tensor)
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        self._team.all_well(True)
+
+    def model_to_device(self) -> None:
+        """It is there, and the optimiser has its parameters."""
+
+    def teardown(self) -> None:
+        """Stay there: shards do not move."""
 
 
 def _join(x: Tensor) -> Tensor:

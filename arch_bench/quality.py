@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from arch_bench.config import Cell, build
 from arch_bench.data import TaskData
+from arch_bench.distributed import Team
 from arch_bench.guard import Diverged, guarded
-from arch_bench.lit import LitSequence
+from arch_bench.lit import LitSequence, TeamStrategy
 from arch_bench.measure import pick_device
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import autocast, pick_precision
@@ -31,12 +32,13 @@ SOLVED = 0.99
 """Token accuracy at which a synthetic task counts as solved."""
 
 
-def measure(cell: Cell, lengths: list[int], logger: Logger | None) -> list[Outcome]:
-    """Train at `seq_len`, steered by validation, and test at each of `lengths`.
+def measure(cell: Cell, lengths: list[int], logger: Logger | None, team: Team | None = None) -> list[Outcome]:
+    """Train at `seq_len`, steered by validation, and test at each of `lengths`; every rank of a team finds the same.
 
     Raises Diverged when the loss stops being finite, Unsupported when the backbone cannot be built here, or is an
     encoder on a task that shows it the answers.
     """
+    team = team or Team()
     device = pick_device(cell.device)
     task: Task = build(cell, "task")
     torch.manual_seed(cell.seed)
@@ -49,14 +51,17 @@ def measure(cell: Cell, lengths: list[int], logger: Logger | None) -> list[Outco
         backbone,
         cell.optim,
         max_steps=cell.trainer.max_steps,
-        kind=pick_step(cell.step, device),
+        kind=pick_step(cell.step, device, team.strategy),
         precision=precision,
         loss_kernel=cell.loss_kernel,
+        team=team,
     )
     lit = LitSequence(step, precision=precision, bytes_per_token=task.bytes_per_token, tolerance=task.tolerance)
-    data = _data(cell, task, device)
+    data = _data(cell, task, device, team)
     watch = Watch(cell.trainer.stop_at)
-    trainer = make_trainer(cell, device, [watch, Bar()], logger, val_check_interval=data.val_check_interval)
+    shown: list[Callback] = [] if team.rank else [Bar()]
+    pace = {"val_check_interval": data.val_check_interval}
+    trainer = make_trainer(cell, device, [watch, *shown], logger, **_ways(team, device) | pace)
     if logger is not None:
         logger.log_hyperparams({"n_params": backbone.n_params(), "kernel": backbone.kernel})
     started = time.perf_counter()
@@ -66,17 +71,20 @@ def measure(cell: Cell, lengths: list[int], logger: Logger | None) -> list[Outco
     trained = _training_metrics(trainer, watch, task, cell.trainer.batch_size, time.perf_counter() - started)
     trained |= {"n_params": backbone.n_params(), "step": step.kind, "step_why": step.why}
     trained |= {"loss_kernel": step.loss_kernel, "compile_s": step.settle_s}
+    trained |= {"n_devices": team.size, "strategy": team.strategy}
 
-    tester = make_trainer(cell, device, [], None, inference_mode=False)  # in which each decoded token costs a cast more
+    slow = {"inference_mode": False}  # in which each decoded token costs a cast more
+    tester = make_trainer(cell, device, [], None, **_ways(team, device) | slow)
 
     def test(seq_len: int) -> list[Outcome]:
-        metrics = _test(tester, lit, data, _longer(task, seq_len), cell.trainer.n_test_batches)
+        with team.telling():
+            metrics = _test(tester, lit, data, _longer(task, seq_len), cell.trainer.n_test_batches)
         return [Outcome(seq_len=seq_len, kernel=backbone.kernel, metrics=metrics | trained, data=task.provenance())]
 
     return [outcome for n in lengths for outcome in guarded(lambda n=n: test(n), [n], backbone.kernel)]  # type: ignore[misc]
 
 
-def _data(cell: Cell, task: Task, device: torch.device) -> TaskData:
+def _data(cell: Cell, task: Task, device: torch.device, team: Team) -> TaskData:
     fixed = cell.trainer
     return TaskData(
         task,
@@ -86,7 +94,19 @@ def _data(cell: Cell, task: Task, device: torch.device) -> TaskData:
         val_every=fixed.val_every,
         n_val=fixed.n_val_batches,
         device=device,
+        place=team.place,
     )
+
+
+def _ways(team: Team, device: torch.device) -> dict[str, Any]:
+    """Options of a Trainer that is one of a team."""
+    if team.strategy == "single":
+        return {}
+    place = torch.device(device.type, team.rank if device.type == "cuda" else 0)
+    devices = [team.rank] if device.type == "cuda" else 1
+    no_traces = {"inference_mode": False}  # parameters that were gathered in it could not be trained
+    own_parts = {"use_distributed_sampler": False}
+    return {"strategy": TeamStrategy(team, place), "devices": devices} | own_parts | no_traces
 
 
 def make_trainer(
@@ -96,9 +116,8 @@ def make_trainer(
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 on torch 2.13
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are made on the device, in one call
     warnings.filterwarnings("ignore", ".*GPU available but not used.*")  # device=cpu is the user's choice
+    one: dict[str, Any] = {"accelerator": "gpu" if device.type == "cuda" else device.type, "devices": 1}
     return L.Trainer(
-        accelerator="gpu" if device.type == "cuda" else device.type,
-        devices=1,
         max_steps=cell.trainer.max_steps,
         max_epochs=1,
         log_every_n_steps=1,  # its "step" is a block of steps
@@ -108,7 +127,7 @@ def make_trainer(
         enable_progress_bar=False,
         callbacks=callbacks,
         logger=logger or False,
-        **options,
+        **one | options,
     )
 
 
@@ -151,7 +170,7 @@ def _scores(tester: L.Trainer, lit: LitSequence, data: TaskData, task: Task, n_b
     loss = found["test/loss_nats" if task.tolerance is None else "test/mse"]
     if not math.isfinite(loss):
         raise Diverged(f"test loss {loss} at {task.seq_len} tokens")
-    return {name.removeprefix("test/"): value for name, value in found.items()}
+    return {name.removeprefix("test/"): value for name, value in found.items() if not math.isnan(value)}  # of nothing
 
 
 class Watch(Callback):

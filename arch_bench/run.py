@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from arch_bench import isolate, match, provenance, results, search, tracking
-from arch_bench.config import Cell
+from arch_bench.config import Cell, ConfigError
 from arch_bench.results import Kind, Outcome, Row, Status
+
+if TYPE_CHECKING:
+    from arch_bench.distributed import Place, Team
 
 ORDER: tuple[Kind, ...] = ("kernels", "speed", "decode", "quality")
 """Measuring comes first: the quality process then logs every row to the one W&B run it opens."""
 
 
+_SHARED: frozenset[Kind] = frozenset({"quality", "speed"})
+"""What runs on all devices of a cell; the other kinds take one."""
 _RETRIED = frozenset({"timeout", "crashed"})
 """What may end better the next time."""
 
@@ -60,8 +65,19 @@ def settle(cell: Cell) -> Cell:
     from arch_bench.train_step import pick_step
 
     device = pick_device(cell.device)
-    pick_step(cell.step, device)
+    pick_step(cell.step, device, cell.trainer.strategy)
+    _check_devices(cell, device.type)
     return cell.model_copy(update={"device": device.type, "precision": pick_precision(cell.precision, device)})
+
+
+def _check_devices(cell: Cell, device: str) -> None:
+    import torch
+
+    fixed = cell.trainer
+    if fixed.strategy != "single" and device == "mps":
+        raise ConfigError(f"trainer.strategy={fixed.strategy}: needs CUDA devices, or the CPU; not mps")
+    if device == "cuda" and fixed.devices > (n := torch.cuda.device_count()):
+        raise ConfigError(f"trainer.devices={fixed.devices}: this machine has {n}")
 
 
 def shapes(cell: Cell, rows: list[Row]) -> Iterator[Shape]:
@@ -117,6 +133,8 @@ def _measure(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
     try:
         if not cell.isolate:
             return run_shape(cell, shape, earlier)
+        if cell.trainer.strategy != "single" and shape.kind in _SHARED:
+            return _measure_together(cell, shape, earlier, before)
         preload = tracking.modules(cell)
         return isolate.call(run_shape, cell, shape, earlier, time_limit_s=cell.time_limit_s, preload=preload)
     except isolate.TimedOut as error:
@@ -128,6 +146,24 @@ def _measure(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
         raise
 
 
+def _measure_together(cell: Cell, shape: Shape, earlier: list[Row], before: list[Row]) -> list[Row]:
+    """The same by a process for each device; the first saves. What ends another of them alone is heard of here."""
+    from arch_bench import distributed
+    from arch_bench.guard import guarded
+
+    rows: list[Row] = []
+
+    def measure() -> list[Outcome]:
+        with distributed.places(cell.trainer.devices) as places:
+            calls = [(cell, shape, earlier, place) for place in places]
+            limits: dict[str, Any] = {"time_limit_s": cell.time_limit_s, "preload": tracking.modules(cell)}
+            rows.extend(isolate.call_together(run_shape, calls, **limits))
+        return []
+
+    failed = guarded(measure, shape.lengths)
+    return _give_up(cell, shape, before, failed[0].status, failed[0].reason) if failed else rows
+
+
 def _give_up(cell: Cell, shape: Shape, before: list[Row], status: Status, reason: str) -> list[Row]:
     rows = _known(cell, shape)
     if rows != before:
@@ -136,34 +172,45 @@ def _give_up(cell: Cell, shape: Shape, before: list[Row], status: Status, reason
     return _save(cell, shape.kind, failed, cell.device)
 
 
-def run_shape(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
-    """Measure, save, mirror: what happens inside the fresh process."""
+def run_shape(cell: Cell, shape: Shape, earlier: list[Row], place: Place | None = None) -> list[Row]:
+    """Measure, save, mirror: what happens inside the fresh process. Of several, the first saves and mirrors."""
+    from arch_bench.distributed import joined
     from arch_bench.guard import guarded
     from arch_bench.measure import device_name, limit_threads, pick_device
     from arch_bench.precision import set_tf32
 
     limit_threads()
     set_tf32(cell.precision)
-    device = device_name(pick_device(cell.device))
+    with joined(place, cell.trainer.strategy, pick_device(cell.device)) as team:
+        if team.rank:
+            _outcomes(cell, shape, team, None)
+            return []
+        device = device_name(pick_device(cell.device))
+        if shape.kind != "quality":
+            outcomes = guarded(lambda: _outcomes(cell, shape, team, None), shape.lengths, shape.contender)
+            return _save(cell, shape.kind, outcomes, device)
+        with tracking.track(cell) as tracker:
+            outcomes = guarded(lambda: _outcomes(cell, shape, team, tracker.lightning), shape.lengths)
+            rows = _save(cell, shape.kind, outcomes, device)
+            tracker.log_rows(earlier + rows)
+        return rows
+
+
+def _outcomes(cell: Cell, shape: Shape, team: Team, logger: Any) -> list[Outcome]:
     if shape.kind != "quality":
-        outcomes = guarded(lambda: [_measure_cost(cell, shape)], shape.lengths, shape.contender)
-        return _save(cell, shape.kind, outcomes, device)
+        return [_measure_cost(cell, shape, team)]
     from arch_bench import quality
 
-    with tracking.track(cell) as tracker:
-        outcomes = guarded(lambda: quality.measure(cell, shape.lengths, tracker.lightning), shape.lengths)
-        rows = _save(cell, shape.kind, outcomes, device)
-        tracker.log_rows(earlier + rows)
-    return rows
+    return quality.measure(cell, shape.lengths, logger, team)
 
 
-def _measure_cost(cell: Cell, shape: Shape) -> Outcome:
+def _measure_cost(cell: Cell, shape: Shape, team: Team) -> Outcome:
     from arch_bench import decode, kernels, speed
 
     (length,) = shape.lengths
     match shape.kind:
         case "speed":
-            return speed.measure(cell, length)
+            return speed.measure(cell, length, team)
         case "decode":
             return decode.measure(cell, length)
     return kernels.measure(cell, length, shape.contender)

@@ -39,6 +39,8 @@ MATTERS_TO: dict[str, set[Kind]] = {
     "decode": {"decode"},
     "trainer": {"quality"},
     "optim": {"quality"},
+    "trainer.strategy": {"quality", "speed"},
+    "trainer.devices": {"quality", "speed"},
     **dict.fromkeys(("step", "task", "n_layers", "loss_kernel"), MODELS),
 }
 """Groups of dials that change only some kinds of row; a learning rate does not split a timing."""
@@ -189,7 +191,7 @@ def _is_dial(dial: str, kind: Kind) -> bool:
     first, leaf = dial.partition(".")[0], _leaf(dial)
     is_other = {first, leaf} & IDENTITY or first in HOUSEKEEPING or leaf in EFFORT or leaf == "_partial_"
     is_asked = kind == "kernels" and leaf == "kernel"  # whichever was asked for, every one of them was timed
-    return not (is_other or is_asked) and kind in MATTERS_TO.get(first, {kind})
+    return not (is_other or is_asked) and kind in MATTERS_TO.get(dial, MATTERS_TO.get(first, {kind}))
 
 
 def _telling(cells: Sequence[_Cell]) -> list[str]:
