@@ -64,6 +64,10 @@ def places(n: int) -> Iterator[list[Place]]:
         yield [Place(rank, n, str(Path(folder) / "meeting")) for rank in range(n)]
 
 
+class OutOfMemoryElsewhereError(torch.OutOfMemoryError):
+    """Another device has no memory left."""
+
+
 class Team:
     """A run on one device, which has nobody to share with."""
 
@@ -116,16 +120,27 @@ class Team:
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """What goes wrong within it on one rank, the others hear when they ask whether all is well."""
+        """What goes wrong within it on one rank ends it on the others, too, where they `check`."""
         try:
             yield
+        except OutOfMemoryElsewhereError:
+            raise
         except Exception:
             self.all_well(False)
             raise
 
+    def check(self) -> None:
+        """Raise OutOfMemoryElsewhereError if another rank failed: by itself it can but run out of memory."""
+        if not self.all_well(True):
+            raise OutOfMemoryElsewhereError("out of memory on another device")
+
     def largest(self, value: float) -> float:
         """The largest over ranks."""
         return value
+
+    def together(self, name: str) -> str:
+        """What every rank says, each name once: as a row calls the kernels of a model that has several."""
+        return name
 
     def whole(self, model: nn.Module) -> AbstractContextManager[object]:
         """Within it, parameters can be used outside of `model.forward`."""
@@ -183,6 +198,11 @@ class Replicas(Team):
         found = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self._control)
         return found.item()
+
+    def together(self, name: str) -> str:
+        names = [""] * self.size
+        dist.all_gather_object(names, name, group=self._control)
+        return "+".join(dict.fromkeys(names))
 
 
 class Shards(Replicas):

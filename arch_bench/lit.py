@@ -120,11 +120,6 @@ class LitSequence(L.LightningModule):
             with autocast(self._precision, self.device), self._step.team.whole(self.backbone):
                 self._score("test/generated_", batch, generation.is_right(self.backbone, batch, self.tested.n_prompt))
 
-    def on_test_epoch_end(self) -> None:
-        """Before ranks add up what they found: one that ran out of memory does not."""
-        if not self._step.team.all_well(True):
-            raise torch.OutOfMemoryError("out of memory on another device")
-
     def _evaluate(self, split: str, batch: Scored) -> None:
         loss, is_right = self._losses(batch)
         n_scored = int((batch.targets != IGNORE).sum())
@@ -189,10 +184,8 @@ class TeamStrategy(SingleDeviceStrategy):
 
     def reduce(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The sum, of what is to be a mean too: sums of values and of weights are what Lightning divides."""
+        self._team.check()  # that all have come so far
         return self._team.sum(tensor)
-
-    def barrier(self, *args: Any, **kwargs: Any) -> None:
-        self._team.all_well(True)
 
     def model_to_device(self) -> None:
         """It is there, and the optimiser has its parameters."""

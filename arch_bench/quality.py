@@ -72,6 +72,7 @@ def measure(cell: Cell, lengths: list[int], logger: Logger | None, team: Team | 
     trained |= {"n_params": backbone.n_params(), "step": step.kind, "step_why": step.why}
     trained |= {"loss_kernel": step.loss_kernel, "compile_s": step.settle_s}
     trained |= {"n_devices": team.size, "strategy": team.strategy}
+    kernel = team.together(backbone.kernel)
 
     slow = {"inference_mode": False}  # in which each decoded token costs a cast more
     tester = make_trainer(cell, device, [], None, **_ways(team, device) | slow)
@@ -79,9 +80,9 @@ def measure(cell: Cell, lengths: list[int], logger: Logger | None, team: Team | 
     def test(seq_len: int) -> list[Outcome]:
         with team.telling():
             metrics = _test(tester, lit, data, _longer(task, seq_len), cell.trainer.n_test_batches)
-        return [Outcome(seq_len=seq_len, kernel=backbone.kernel, metrics=metrics | trained, data=task.provenance())]
+        return [Outcome(seq_len=seq_len, kernel=kernel, metrics=metrics | trained, data=task.provenance())]
 
-    return [outcome for n in lengths for outcome in guarded(lambda n=n: test(n), [n], backbone.kernel)]  # type: ignore[misc]
+    return [outcome for n in lengths for outcome in guarded(lambda n=n: test(n), [n], kernel)]  # type: ignore[misc]
 
 
 def _data(cell: Cell, task: Task, device: torch.device, team: Team) -> TaskData:

@@ -48,7 +48,7 @@ def measure(cell: Cell, seq_len: int, team: Team | None = None) -> Outcome:
     metrics |= _energy(step, watch, device)
     metrics |= _largest(step.memory(memory), team)
     metrics |= _utilisation(metrics, step, ceilings(device, pick_precision(cell.precision, device)))
-    return Outcome(seq_len=seq_len, kernel=step.backbone.kernel, metrics=metrics)
+    return Outcome(seq_len=seq_len, kernel=team.together(step.backbone.kernel), metrics=metrics)
 
 
 def _largest(found: Metrics, team: Team) -> Metrics:
