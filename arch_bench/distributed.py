@@ -7,7 +7,6 @@ can be captured in a CUDA graph, and a compiled backward pass hands all of them 
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import sys
@@ -261,24 +260,28 @@ TEAMS: dict[str, type[Replicas]] = {"ddp": Replicas, "fsdp": Shards}
 def joined(place: Place | None, strategy: str, device: torch.device) -> Iterator[Team]:
     """This process as one of a team; without a place, alone. From then on `cuda` is the GPU of its rank.
 
+    It stays one to its end: taking leave would wait for ranks that failed.
+
     Raises LostPeer when another rank is gone, or does not answer for TIMEOUT.
     """
     if place is None:
         yield Team()
         return
     _settle_in(place, device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(
-            backend, init_method=f"file://{place.meeting}", rank=place.rank, world_size=place.size, timeout=TIMEOUT
+            "nccl" if device.type == "cuda" else "gloo",
+            init_method=f"file://{place.meeting}",
+            rank=place.rank,
+            world_size=place.size,
+            timeout=TIMEOUT,
+            device_id=torch.device("cuda", place.rank) if device.type == "cuda" else None,
         )
         yield TEAMS[strategy](place, device)
     except RuntimeError as error:
         if not _is_loss(error):
             raise
         raise LostPeer(f"rank {place.rank} waited for the others in vain: {str(error).splitlines()[0]}") from error
-    gc.collect()  # a graph that holds messages must go before those who send them
-    dist.destroy_process_group()
 
 
 def _settle_in(place: Place, device: torch.device) -> None:

@@ -52,7 +52,7 @@ def measure(cell: Cell, seq_len: int, team: Team | None = None) -> Outcome:
 
 
 def _largest(found: Metrics, team: Team) -> Metrics:
-    return {name: value if value is None else team.largest(float(value)) for name, value in found.items()}
+    return {name: value if value is None else int(team.largest(float(value))) for name, value in found.items()}
 
 
 def _energy(step: TrainingStep, watch: Stopwatch, device: torch.device) -> Metrics:
