@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
@@ -145,8 +146,20 @@ def _serve(connection: Connection, function: Callable[..., Any], args: tuple[Any
         answer = (True, function(*args))
     except Exception as error:
         error.add_note("".join(traceback.format_exception(error)))
-        answer = (False, error)
+        answer = (False, _portable(error))
     connection.send(answer)
+
+
+def _portable(error: Exception) -> Exception:
+    """The same, or its text where it does not survive the way: those of PyTorch's compiler hold modules."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever a foreign class does when it is packed or unpacked
+        text = RuntimeError(f"{type(error).__name__}: {error}")
+        for note in error.__notes__:
+            text.add_note(note)
+        return text
+    return error
 
 
 def _exit_with_parent(connection: Connection) -> None:

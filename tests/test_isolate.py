@@ -27,6 +27,12 @@ def refuse() -> None:
     raise ConfigError("d_model=3: no")
 
 
+def hold_a_module() -> None:
+    error = ValueError("no choices")
+    error.module = os  # type: ignore[attr-defined]
+    raise error
+
+
 def die(how: int) -> None:
     os.kill(os.getpid(), how)
 
@@ -50,6 +56,12 @@ def test_an_exception_crosses_over_with_its_traceback() -> None:
     with pytest.raises(ConfigError, match="d_model=3: no") as caught:
         isolate.call(refuse, time_limit_s=60)
     assert "in refuse" in "".join(caught.value.__notes__)
+
+
+def test_an_exception_that_cannot_be_packed_arrives_as_its_text() -> None:
+    with pytest.raises(RuntimeError, match="ValueError: no choices") as caught:
+        isolate.call(hold_a_module, time_limit_s=60)
+    assert "in hold_a_module" in caught.value.__notes__[0]
 
 
 def test_a_crash_is_told_by_its_signal() -> None:
