@@ -91,6 +91,12 @@ class Team:
     def share(self, model: nn.Module) -> None:
         """Make one model of those of all ranks, before an optimiser is made for it."""
 
+    def part_noise(self, n_steps: int) -> None:
+        """After `n_steps` steps, with the random state of the first rank: give each its own.
+
+        Dropout must not leave out the same units in every part of a batch.
+        """
+
     def pool(self, loss: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """From the mean loss over this rank's targets: what to differentiate, and the mean over all targets.
 
@@ -160,8 +166,11 @@ class Replicas(Team):
     def share(self, model: nn.Module) -> None:
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor.detach(), src=0)
-        if self.rank:  # dropout must not leave out the same units in every part of a batch
-            torch.manual_seed(torch.initial_seed() ^ (self.rank << 40))
+        self.part_noise(0)
+
+    def part_noise(self, n_steps: int) -> None:
+        if self.rank:
+            torch.manual_seed((torch.initial_seed() ^ (self.rank << 40)) + n_steps)
 
     def pool(self, loss: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         n_scored = (targets != IGNORE).sum()

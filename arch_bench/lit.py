@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 from arch_bench import generation
-from arch_bench.distributed import Team
 from arch_bench.precision import autocast
 from arch_bench.train_step import Scored, TrainStep, predicted_number, scored_hidden
 from tasks.base import IGNORE, Task
@@ -87,6 +85,7 @@ class LitSequence(L.LightningModule):
         self._step.resume(self.global_step)
         if self._rng is not None:  # only now: loaders and checks before the first step have drawn from it
             _set_random_state(self._rng, self.device)
+            self._step.team.part_noise(self.global_step)
             self._rng = None
 
     def on_train_end(self) -> None:
@@ -166,32 +165,6 @@ class LitSequence(L.LightningModule):
                 losses.append(F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none"))
                 guesses.append(logits.argmax(-1))
         return torch.cat(losses).view_as(batch.targets), torch.cat(guesses).view_as(batch.targets) == batch.targets
-
-
-class TeamStrategy(SingleDeviceStrategy):
-    """What Lightning has to know of a team: how to add up a metric. Steps exchange gradients by themselves."""
-
-    is_distributed = True
-
-    def __init__(self, team: Team, device: torch.device) -> None:
-        super().__init__(device)
-        self._team = team
-        self.global_rank, self.world_size = team.rank, team.size
-
-    @property
-    def is_global_zero(self) -> bool:
-        return self._team.rank == 0
-
-    def reduce(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The sum, of what is to be a mean too: sums of values and of weights are what Lightning divides."""
-        self._team.check()  # that all have come so far
-        return self._team.sum(tensor)
-
-    def model_to_device(self) -> None:
-        """It is there, and the optimiser has its parameters."""
-
-    def teardown(self) -> None:
-        """Stay there: shards do not move."""
 
 
 def _join(x: Tensor) -> Tensor:

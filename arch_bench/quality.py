@@ -20,11 +20,12 @@ from arch_bench.config import Cell, build
 from arch_bench.data import TaskData
 from arch_bench.distributed import Team
 from arch_bench.guard import Diverged, guarded
-from arch_bench.lit import LitSequence, TeamStrategy
+from arch_bench.lit import LitSequence
 from arch_bench.measure import pick_device
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import autocast, pick_precision
 from arch_bench.results import Metrics, Outcome
+from arch_bench.strategy import ShardedStrategy, TeamStrategy
 from arch_bench.train_step import TrainStep, pick_step
 from tasks.base import Task
 
@@ -107,7 +108,8 @@ def _ways(team: Team, device: torch.device) -> dict[str, Any]:
     devices = [team.rank] if device.type == "cuda" else 1
     no_traces = {"inference_mode": False}  # parameters that were gathered in it could not be trained
     own_parts = {"use_distributed_sampler": False}
-    return {"strategy": TeamStrategy(team, place), "devices": devices} | own_parts | no_traces
+    kind = ShardedStrategy if team.is_sharded else TeamStrategy
+    return {"strategy": kind(team, place), "devices": devices} | own_parts | no_traces
 
 
 def make_trainer(
