@@ -35,11 +35,10 @@ class Trained(NamedTuple):
     decayed: list[str]
 
 
-def train(
-    place: Place | None, strategy: str, overrides: list[str], kind: str, n_steps: int, device: torch.device = CPU
-) -> Trained:
+def train(place: Place | None, strategy: str, overrides: list[str], kind: str, n_steps: int) -> Trained:
     """Steps on batches whose examples have different numbers of targets: none in the first, which are rank 0's."""
     cell = cell_of(compose([*SMALL, *RECALL, *overrides]))
+    device = torch.device(cell.device)
     with joined(place, strategy, device) as team:
         torch.manual_seed(team.rank)  # what ranks begin with is that of the first
         task = build(cell, "task")
@@ -60,11 +59,9 @@ def train(
     return Trained(parameters, curve, step.kind, decayed)
 
 
-def trained(
-    strategy: str, n: int, *overrides: str, kind: str = "eager", n_steps: int = 20, device: torch.device = CPU
-) -> Trained:
+def trained(strategy: str, n: int, *overrides: str, kind: str = "eager", n_steps: int = 20) -> Trained:
     with places(n) as all_places:
-        calls = [(place if n > 1 else None, strategy, list(overrides), kind, n_steps, device) for place in all_places]
+        calls = [(place if n > 1 else None, strategy, list(overrides), kind, n_steps) for place in all_places]
         return isolate.call_together(train, calls, time_limit_s=600)
 
 
@@ -107,9 +104,8 @@ def test_a_compiled_step_is_shared_too(strategy: str, alone: Trained) -> None:
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(("strategy", "kind"), [("ddp", "graph"), ("ddp", "eager"), ("fsdp", "compiled")])
 def test_two_gpus_train_what_one_does(strategy: str, kind: str) -> None:
-    cuda = torch.device("cuda")
-    expected = trained("single", 1, device=cuda)
-    found = trained(strategy, 2, kind=kind, device=cuda)
+    expected = trained("single", 1, "device=cuda")
+    found = trained(strategy, 2, "device=cuda", kind=kind)
     assert found.kind == kind
     np.testing.assert_allclose(found.curve, expected.curve, rtol=2e-3)
     for name, parameter in expected.parameters.items():
