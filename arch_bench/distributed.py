@@ -125,17 +125,17 @@ class Team:
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """What goes wrong within it on one rank ends it on the others, too, where they `check`."""
+        """A rank that runs out of memory within it ends it on the others, too, where they `check`."""
         try:
             yield
         except OutOfMemoryElsewhereError:
             raise
-        except Exception:
+        except RuntimeError:  # not every allocator has a class of its own for that
             self.all_well(False)
             raise
 
     def check(self) -> None:
-        """Raise OutOfMemoryElsewhereError if another rank failed: by itself it can but run out of memory."""
+        """Raise OutOfMemoryElsewhereError if a rank tells so."""
         if not self.all_well(True):
             raise OutOfMemoryElsewhereError("out of memory on another device")
 
@@ -188,9 +188,9 @@ class Replicas(Team):
             torch._foreach_copy_(bucket, [p.view_as(g) for p, g in zip(pieces, bucket, strict=True)])
 
     def sum(self, x: Tensor) -> Tensor:
-        total = x.clone()
+        total = x.detach().to(self._device, copy=True)
         dist.all_reduce(total)
-        return total
+        return total.to(x.device)
 
     def clock(self) -> float:
         now = torch.tensor(time.perf_counter(), dtype=torch.float64)

@@ -84,7 +84,7 @@ class LitSequence(L.LightningModule):
     def on_train_start(self) -> None:
         self._step.resume(self.global_step)
         if self._rng is not None:  # only now: loaders and checks before the first step have drawn from it
-            _set_random_state(self._rng, self.device)
+            _set_random_state(self._rng, self._step.device)
             self._step.team.part_noise(self.global_step)
             self._rng = None
 
@@ -95,7 +95,7 @@ class LitSequence(L.LightningModule):
         self._step.release()  # Lightning moves everything to the CPU when a fit is over
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["random_state"] = _random_state(self.device)
+        checkpoint["random_state"] = _random_state(self._step.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._rng = checkpoint["random_state"]
@@ -116,7 +116,7 @@ class LitSequence(L.LightningModule):
         batch = block.map(_join)
         self._evaluate("test", batch)
         if self.tested is not None and self.tested.n_prompt is not None and self.backbone.is_causal:
-            with autocast(self._precision, self.device), self._step.team.whole(self.backbone):
+            with autocast(self._precision, self._step.device), self._step.team.whole(self.backbone):
                 self._score("test/generated_", batch, generation.is_right(self.backbone, batch, self.tested.n_prompt))
 
     def _evaluate(self, split: str, batch: Scored) -> None:
@@ -153,7 +153,7 @@ class LitSequence(L.LightningModule):
 
     def _losses(self, batch: Scored) -> tuple[Tensor, Tensor]:
         """Loss, 0 where there is no target, and whether the best guess is right: (batch, n_scored) each."""
-        with autocast(self._precision, self.device):
+        with autocast(self._precision, self._step.device):
             hidden = scored_hidden(self.backbone, batch).flatten(0, 1)
             if self._tolerance is not None:
                 error = (predicted_number(self.backbone, hidden).view_as(batch.targets) - batch.targets).abs()

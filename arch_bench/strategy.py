@@ -37,7 +37,7 @@ class TeamStrategy(SingleDeviceStrategy):
         return self._team.all_well(decision) if all else not self._team.all_well(not decision)
 
     def model_to_device(self) -> None:
-        """It is there, and the optimiser has its parameters."""
+        """It is there, and the optimiser has its parameters. Lightning still takes the module's device for the CPU."""
 
     def teardown(self) -> None:
         """Stay there: shards do not move."""
