@@ -152,6 +152,9 @@ class Team:
         return nullcontext()
 
 
+SOLO = Team()
+
+
 class Replicas(Team):
     """Every rank holds the whole model; gradients are summed over ranks."""
 
@@ -274,7 +277,7 @@ def joined(place: Place | None, strategy: str, device: torch.device) -> Iterator
     Raises LostPeer when another rank is gone, or does not answer for TIMEOUT.
     """
     if place is None:
-        yield Team()
+        yield SOLO
         return
     _settle_in(place, device)
     try:

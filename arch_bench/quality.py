@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from arch_bench.config import Cell, build
 from arch_bench.data import TaskData
-from arch_bench.distributed import Team
+from arch_bench.distributed import SOLO, Team
 from arch_bench.guard import Diverged, guarded
 from arch_bench.lit import LitSequence
 from arch_bench.measure import pick_device
@@ -33,13 +33,12 @@ SOLVED = 0.99
 """Token accuracy at which a synthetic task counts as solved."""
 
 
-def measure(cell: Cell, lengths: list[int], logger: Logger | None, team: Team | None = None) -> list[Outcome]:
+def measure(cell: Cell, lengths: list[int], logger: Logger | None, team: Team = SOLO) -> list[Outcome]:
     """Train at `seq_len`, steered by validation, and test at each of `lengths`; every rank of a team finds the same.
 
     Raises Diverged when the loss stops being finite, Unsupported when the backbone cannot be built here, or is an
     encoder on a task that shows it the answers.
     """
-    team = team or Team()
     device = pick_device(cell.device)
     task: Task = build(cell, "task")
     torch.manual_seed(cell.seed)

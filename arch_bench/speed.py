@@ -11,7 +11,7 @@ from arch_bench import gate
 from arch_bench.backbone import TRAIN_PER_FORWARD
 from arch_bench.ceiling import ceilings
 from arch_bench.config import Cell, build
-from arch_bench.distributed import Team
+from arch_bench.distributed import SOLO, Team
 from arch_bench.energy import joules_per_call
 from arch_bench.measure import Clock, Mark, PeakMemory, Stopwatch, Timing, pick_device, warm_up
 from arch_bench.ops.kernel import Unsupported
@@ -26,7 +26,7 @@ SLOW_S = 0.1
 """Seconds of a step from which on waiting for the device after each costs nothing that shows."""
 
 
-def measure(cell: Cell, seq_len: int, team: Team | None = None) -> Outcome:
+def measure(cell: Cell, seq_len: int, team: Team = SOLO) -> Outcome:
     """Time forward, forward + backward and the full step of one training step at `seq_len`.
 
     The batch holds `speed.tokens_per_step` tokens of the task (at least one example), or one example with
@@ -35,7 +35,6 @@ def measure(cell: Cell, seq_len: int, team: Team | None = None) -> Outcome:
     that needs most. Raises Unsupported for a wrong kernel, when the task has no example of that length, and when the
     ranks cannot share the batch.
     """
-    team = team or Team()
     device = pick_device(cell.device)
     memory = PeakMemory(device, is_fresh=cell.isolate)
     watch = Stopwatch(device)
@@ -126,7 +125,7 @@ def _is_enough(n_done: int, started: float, cell: Cell, clock: Clock) -> bool:
 class TrainingStep:
     """One full optimiser step on ready-made batches, with marks after each part."""
 
-    def __init__(self, cell: Cell, seq_len: int, watch: Stopwatch, device: torch.device, team: Team) -> None:
+    def __init__(self, cell: Cell, seq_len: int, watch: Stopwatch, device: torch.device, team: Team = SOLO) -> None:
         task: Task = build(cell, "task")
         try:
             task = task.with_length(seq_len).for_split("train")
@@ -141,9 +140,9 @@ class TrainingStep:
         self.seq_len = seq_len
         self.batching = cell.speed.batching
         self.batch_size = 1 if self.batching == "single" else max(1, cell.speed.tokens_per_step // seq_len)
+        self.team = team
         if self.batch_size % team.size:
             raise Unsupported(f"{team.size} devices cannot share a batch of {self.batch_size} at {seq_len} tokens")
-        self.team = team
         self._parts: list[Mark] = []
         self.step = TrainStep(
             self.backbone,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from arch_bench.backbone import Backbone
 from arch_bench.config import ConfigError, Optim
-from arch_bench.distributed import Team
+from arch_bench.distributed import SOLO, Team
 from arch_bench.graph import capture
 from arch_bench.ops.linear_cross_entropy import choose_loss_kernel, linear_cross_entropy
 from arch_bench.optimizer import make_optimizer, rate_factor, set_form
@@ -129,10 +129,10 @@ class TrainStep:
         precision: str,
         loss_kernel: str,
         after_part: Callable[[], None] = _nothing,
-        team: Team | None = None,
+        team: Team = SOLO,
     ) -> None:
         self.backbone = backbone
-        self.team = team or Team()
+        self.team = team
         self.kind = kind
         """What runs; final after the first step."""
         self.why: str | None = None
