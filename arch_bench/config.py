@@ -122,21 +122,9 @@ def cell_of(cfg: DictConfig) -> Cell:
     values = OmegaConf.to_container(_with_pattern(cfg), resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
     try:
-        cell = Cell.model_validate(values)
+        return Cell.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_first_complaint(error)) from None
-    _check_devices(cell)
-    return cell
-
-
-def _check_devices(cell: Cell) -> None:
-    strategy, n = cell.trainer.strategy, cell.trainer.devices
-    if strategy == "single" and n > 1:
-        raise ConfigError(f"trainer.devices={n}: trainer.strategy=single has 1; choose ddp or fsdp for more")
-    if strategy != "single" and not cell.isolate:
-        raise ConfigError(f"isolate=false: trainer.strategy={strategy} needs a process for each device; use single")
-    if cell.trainer.batch_size % n:
-        raise ConfigError(f"trainer.devices={n}: does not divide trainer.batch_size={cell.trainer.batch_size}")
 
 
 def compose(overrides: list[str]) -> DictConfig:

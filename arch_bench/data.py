@@ -10,7 +10,7 @@ import lightning.pytorch as L
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from arch_bench.distributed import ALONE, Place
+from arch_bench.team import ALONE, Place
 from arch_bench.train_step import Scored, list_scored
 from tasks.base import Split, Task, stream
 

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from arch_bench.config import Cell, build
 from arch_bench.data import TaskData
-from arch_bench.distributed import SOLO, Team
 from arch_bench.guard import Diverged, guarded
 from arch_bench.lit import LitSequence
 from arch_bench.measure import pick_device
@@ -26,6 +25,7 @@ from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import autocast, pick_precision
 from arch_bench.results import Metrics, Outcome
 from arch_bench.strategy import ShardedStrategy, TeamStrategy
+from arch_bench.team import SOLO, Team
 from arch_bench.train_step import TrainStep, pick_step
 from tasks.base import Task
 

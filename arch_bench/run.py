@@ -11,7 +11,7 @@ from arch_bench.config import Cell, ConfigError
 from arch_bench.results import Kind, Outcome, Row, Status
 
 if TYPE_CHECKING:
-    from arch_bench.distributed import Place, Team
+    from arch_bench.team import Place, Team
 
 ORDER: tuple[Kind, ...] = ("kernels", "speed", "decode", "quality")
 """Measuring comes first: the quality process then logs every row to the one W&B run it opens."""
@@ -73,11 +73,17 @@ def settle(cell: Cell) -> Cell:
 def _check_devices(cell: Cell, device: str) -> None:
     import torch
 
-    fixed = cell.trainer
-    if fixed.strategy != "single" and device == "mps":
-        raise ConfigError(f"trainer.strategy={fixed.strategy}: needs CUDA devices, or the CPU; not mps")
-    if device == "cuda" and fixed.devices > (n := torch.cuda.device_count()):
-        raise ConfigError(f"trainer.devices={fixed.devices}: this machine has {n}")
+    strategy, n, batch_size = cell.trainer.strategy, cell.trainer.devices, cell.trainer.batch_size
+    if strategy == "single" and n > 1:
+        raise ConfigError(f"trainer.devices={n}: trainer.strategy=single has 1; choose ddp or fsdp for more")
+    if strategy != "single" and not cell.isolate:
+        raise ConfigError(f"isolate=false: trainer.strategy={strategy} needs a process for each device; use single")
+    if strategy != "single" and device == "mps":
+        raise ConfigError(f"trainer.strategy={strategy}: needs CUDA devices, or the CPU; not mps")
+    if batch_size % n:
+        raise ConfigError(f"trainer.devices={n}: does not divide trainer.batch_size={batch_size}")
+    if device == "cuda" and n > (n_there := torch.cuda.device_count()):
+        raise ConfigError(f"trainer.devices={n}: this machine has {n_there}")
 
 
 def shapes(cell: Cell, rows: list[Row]) -> Iterator[Shape]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import state_dict as parts
 from torch.optim import Optimizer
 
-from arch_bench.distributed import Team
+from arch_bench.team import Team
 
 
 class TeamStrategy(SingleDeviceStrategy):

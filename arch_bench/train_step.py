@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from arch_bench.backbone import Backbone
 from arch_bench.config import ConfigError, Optim
-from arch_bench.distributed import SOLO, Team
 from arch_bench.graph import capture
 from arch_bench.ops.linear_cross_entropy import choose_loss_kernel, linear_cross_entropy
 from arch_bench.optimizer import make_optimizer, rate_factor, set_form
 from arch_bench.precision import autocast
+from arch_bench.team import SOLO, Team
 from tasks.base import IGNORE, Batch
 
 FALLBACKS = {"graph": ("graph", "compiled", "eager"), "compiled": ("compiled", "eager"), "eager": ("eager",)}

@@ -28,9 +28,10 @@ from train_step import LM, LM_BATCH, LM_VOCAB, cell_for, model_and_task
 from arch_bench import isolate, provenance
 from arch_bench.backbone import TRAIN_PER_FORWARD
 from arch_bench.config import Cell
-from arch_bench.distributed import Place, Team, joined, places
+from arch_bench.distributed import joined, places
 from arch_bench.measure import PeakMemory, Stopwatch, device_name, limit_threads, pick_device
 from arch_bench.precision import pick_precision
+from arch_bench.team import Place, Team
 from arch_bench.train_step import Scored, TrainStep, pick_step
 
 Record = dict[str, Any]

@@ -15,9 +15,10 @@ from models import BACKBONES, depth, on_cpu
 
 from arch_bench import isolate, quality, results, run
 from arch_bench.config import Cell, ConfigError, build, cell_of, compose
-from arch_bench.distributed import Place, Team, joined, places
+from arch_bench.distributed import joined, places
 from arch_bench.lit import LitSequence
 from arch_bench.results import Row
+from arch_bench.team import Place, Team
 from arch_bench.train_step import TrainStep, list_scored, pick_step
 from tasks.base import IGNORE, stream
 
@@ -319,7 +320,7 @@ def test_a_test_too_long_for_one_rank_is_so_for_all(tmp_path: Path, monkeypatch:
 )
 def test_what_cannot_be_is_said_in_one_line(overrides: list[str], complaint: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        cell_of(compose(overrides))
+        run.settle(cell_of(compose(overrides)))
     assert str(caught.value).startswith(complaint)
 
 
