@@ -57,6 +57,8 @@ class Trainer(_Record):
     n_val_batches: Count
     n_test_batches: Count
     stop_at: Annotated[float, Field(gt=0, le=1)] | None
+    strategy: Literal["single", "ddp", "fsdp"]
+    devices: Count
 
 
 class Logger(_Record):

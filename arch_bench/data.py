@@ -10,6 +10,7 @@ import lightning.pytorch as L
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from arch_bench.team import ALONE, Place
 from arch_bench.train_step import Scored, list_scored
 from tasks.base import Split, Task, stream
 
@@ -36,11 +37,20 @@ def cut(n_steps: int, every: int, batch_tokens: int, device: torch.device) -> li
 class Blocks(Dataset[Scored]):
     """Batches of a split, made when asked for: the same for every backbone, and after any resume.
 
-    Block i is (steps, batch, ...), drawn in one call from the stream of its first step.
+    Block i is (steps, batch, ...), drawn in one call from the stream of its first step. Of several processes each draws
+    all of it and keeps its part of every batch.
     """
 
     def __init__(
-        self, task: Task, split: Split, blocks: list[range], *, seed: int, batch_size: int, device: torch.device
+        self,
+        task: Task,
+        split: Split,
+        blocks: list[range],
+        *,
+        seed: int,
+        batch_size: int,
+        device: torch.device,
+        place: Place = ALONE,
     ) -> None:
         self._task = task.for_split(split)
         self._split = split
@@ -48,6 +58,7 @@ class Blocks(Dataset[Scored]):
         self._seed = seed
         self._batch_size = batch_size
         self._device = device
+        self._place = place
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -57,7 +68,7 @@ class Blocks(Dataset[Scored]):
         rng = stream(self._seed, self._split, steps.start, self._device)
         batch = self._task.sample(len(steps) * self._batch_size, rng, self._device)
         scored = list_scored(batch, self._task.max_scored)
-        return scored.map(lambda x: x.unflatten(0, (len(steps), self._batch_size)))
+        return scored.map(lambda x: self._place.part(x.unflatten(0, (len(steps), self._batch_size)), 1))
 
 
 class _Remaining(Sampler[int]):
@@ -92,7 +103,16 @@ class TaskData(L.LightningDataModule):
     """
 
     def __init__(
-        self, task: Task, *, seed: int, batch_size: int, n_steps: int, val_every: int, n_val: int, device: torch.device
+        self,
+        task: Task,
+        *,
+        seed: int,
+        batch_size: int,
+        n_steps: int,
+        val_every: int,
+        n_val: int,
+        device: torch.device,
+        place: Place = ALONE,
     ) -> None:
         super().__init__()
         self._task = task
@@ -100,6 +120,7 @@ class TaskData(L.LightningDataModule):
         self._batch_size = batch_size
         self._n_val = n_val
         self._device = device
+        self._place = place
         self._val_every = min(val_every, n_steps)
         self.blocks = cut(n_steps, self._val_every, batch_size * task.seq_len, device)
 
@@ -124,7 +145,8 @@ class TaskData(L.LightningDataModule):
         self, task: Task, split: Split, blocks: list[range], batch_size: int, order: Sampler[int] | None = None
     ) -> DataLoader[Scored]:
         source = task.for_split(split).source(self._device)
-        data = Blocks(task, split, blocks, seed=self._seed, batch_size=batch_size, device=source)
+        sizes = {"seed": self._seed, "batch_size": batch_size}
+        data = Blocks(task, split, blocks, device=source, place=self._place, **sizes)
         data[0]  # a split that is too short refuses here, not in the middle of a loop
         own = torch.Generator()  # an iterator draws a seed when it begins: not from the model's numbers
         if source == self._device:

@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -27,12 +27,19 @@ T = TypeVar("T")
 
 GRACE_S = 20.0
 """Seconds to save and end in, for a process that is asked to; batch systems kill after some 30."""
-
+SHORT_S, LONG_S = 2.0, 30.0
+"""How long the others may still answer after one of them crashed, or raised."""
+GLANCE_S = 0.5
+"""How often a thread that waits looks whether all of it shall end."""
 _PRELOAD = ["torch", "lightning.pytorch", "arch_bench.run", "arch_bench.quality", "arch_bench.speed"]
 
 
 class Crashed(Exception):
     """The process died without an answer; the message says how."""
+
+
+class LostPeer(Crashed):
+    """A process that works with others lost one of them: rarely the reason, mostly what follows from it."""
 
 
 class TimedOut(Exception):
@@ -68,20 +75,44 @@ def call(
 
     Raises TimedOut, Crashed, or the function's own exception (its traceback is in the notes).
     """
+    return call_together(function, [args], time_limit_s=time_limit_s, preload=preload, setting=setting)
+
+
+def call_together(
+    function: Callable[..., T],
+    calls: Sequence[tuple[Any, ...]],
+    *,
+    time_limit_s: float,
+    preload: Sequence[str] = (),
+    setting: Setting = Setting(),  # noqa: B008 (it cannot be changed)
+) -> T:
+    """Run `function(*args)` for each `args` of `calls`, each in a fresh process, at the same time.
+
+    They are one undertaking: its result is that of the first, and none outlives it. Raises as `call`, for whichever
+    fails first, unless the first of them ends by itself soon after.
+    """
+    if _is_interrupted.is_set():
+        raise Interrupted
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*_PRELOAD, *preload])
     _start_server()
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, function, args, dict(setting.env), setting.log))
+    pipes = [context.Pipe() for _ in calls]
+    processes = [
+        context.Process(target=_serve, args=(theirs, function, args, dict(setting.env), setting.log))
+        for (_, theirs), args in zip(pipes, calls, strict=True)
+    ]
     try:
-        process.start()  # within, so that a Ctrl-C at any moment ends it: at exit Python waits for what it started
-        theirs.close()
-        answer = _receive(ours, process, time_limit_s)
-        process.join(timeout=10)  # it has answered; let it close what it opened
+        for process, (_, theirs) in zip(processes, pipes, strict=True):
+            process.start()  # within, so that a Ctrl-C at any moment ends it: at exit Python waits for what it started
+            theirs.close()
+        answer = _receive([ours for ours, _ in pipes], processes, time_limit_s)
+        for process in processes:
+            process.join(timeout=10)  # it has answered; let it close what it opened
         return answer
     finally:
-        _end(process)
-        ours.close()
+        _end(processes)
+        for ours, _ in pipes:
+            ours.close()
 
 
 def _start_server() -> None:
@@ -113,21 +144,40 @@ def interrupt() -> None:
     _is_interrupted.set()
 
 
-def _receive(connection: Connection, process: Any, time_limit_s: float) -> Any:
+def _receive(connections: list[Connection], processes: list[Any], time_limit_s: float) -> Any:
+    """The answer of the first.
+
+    After a failure the others have a while to answer: what failed elsewhere may have reached the first, too, which
+    then has more to say; and who lost a peer may speak before the peer's end is known.
+    """
+    waiting = dict(zip(connections, processes, strict=True))
+    failures: list[Exception] = []
     end = time.monotonic() + time_limit_s
-    while not connection.poll(min(0.5, max(0.0, end - time.monotonic()))):
+    while waiting and (left := end - time.monotonic()) > 0:
         if _is_interrupted.is_set():
             raise Interrupted
-        if time.monotonic() >= end:
-            raise TimedOut(f"stopped after {time_limit_s:g} s (time_limit_s)")
+        for one in wait(list(waiting), min(left, GLANCE_S)):
+            assert isinstance(one, Connection)
+            succeeded, value = _read(one, waiting.pop(one), connections.index(one) if len(connections) > 1 else None)
+            if succeeded and one is connections[0]:
+                return value
+            if not succeeded:
+                failures.append(value)
+                is_final = isinstance(value, Crashed) or one is connections[0]
+                end = min(end, time.monotonic() + (SHORT_S if is_final else LONG_S))
+    if not failures:
+        raise TimedOut(f"stopped after {time_limit_s:g} s (time_limit_s)")
+    raise next((failure for failure in failures if not isinstance(failure, LostPeer)), failures[0])
+
+
+def _read(connection: Connection, process: Any, rank: int | None) -> tuple[bool, Any]:
+    """Whether the process succeeded, and its result or exception."""
     try:
         succeeded, value = connection.recv()
     except EOFError:
         process.join()
-        raise Crashed(_how(process.exitcode)) from None
-    if not succeeded:
-        raise value
-    return value
+        return False, Crashed(("" if rank is None else f"rank {rank}: ") + _how(process.exitcode))
+    return succeeded, value
 
 
 def _how(exitcode: int) -> str:
@@ -140,17 +190,20 @@ def _how(exitcode: int) -> str:
     return f"the process was ended by {name}{hint}"
 
 
-def _end(process: Any) -> None:
-    """Ask, wait, and insist; at once when somebody interrupts the wait."""
-    if not process.is_alive():
-        return
-    process.terminate()
+def _end(processes: Sequence[Any]) -> None:
+    """Ask all, wait, and insist; at once when somebody interrupts the wait."""
+    living = [process for process in processes if process.is_alive()]
+    for process in living:
+        process.terminate()
+    end = time.monotonic() + GRACE_S
     try:
-        process.join(timeout=GRACE_S)
+        for process in living:
+            process.join(timeout=max(0.0, end - time.monotonic()))
     finally:
-        if process.is_alive():
-            process.kill()
-            process.join(timeout=5)
+        for process in living:
+            if process.is_alive():
+                process.kill()
+                process.join(timeout=5)
 
 
 def _serve(

@@ -89,7 +89,8 @@ class LitSequence(L.LightningModule):
     def on_train_start(self) -> None:
         self._step.resume(self.global_step)
         if self._rng is not None:  # only now: loaders and checks before the first step have drawn from it
-            _set_random_state(self._rng, self.device)
+            _set_random_state(self._rng, self._step.device)
+            self._step.team.part_noise(self.global_step)
             self._rng = None
 
     def catch_up(self) -> None:
@@ -103,7 +104,7 @@ class LitSequence(L.LightningModule):
         self._step.release()  # Lightning moves everything to the CPU when a fit is over
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["random_state"] = _random_state(self.device)
+        checkpoint["random_state"] = _random_state(self._step.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._rng = checkpoint["random_state"]
@@ -124,13 +125,13 @@ class LitSequence(L.LightningModule):
         batch = block.map(_join)
         self._evaluate("test", batch)
         if self.tested is not None and self.tested.n_prompt is not None and self.backbone.is_causal:
-            with autocast(self._precision, self.device):
+            with autocast(self._precision, self._step.device), self._step.team.whole(self.backbone):
                 self._score("test/generated_", batch, generation.is_right(self.backbone, batch, self.tested.n_prompt))
 
     def _evaluate(self, split: str, batch: Scored) -> None:
         loss, is_right = self._losses(batch)
         n_scored = int((batch.targets != IGNORE).sum())
-        mean_loss = loss.sum() / n_scored
+        mean_loss = loss.sum() / max(1, n_scored)
         self._log(f"{split}/{'loss_nats' if self._tolerance is None else 'mse'}", mean_loss, n_scored)
         if self._bytes_per_token is not None:
             self._log(f"{split}/bits_per_byte", mean_loss / math.log(2) / self._bytes_per_token, n_scored)
@@ -141,26 +142,27 @@ class LitSequence(L.LightningModule):
 
     def _log_slice(self, name: str, loss: Tensor, mask: Tensor, batch: Scored) -> None:
         mask = mask & (batch.targets != IGNORE)
-        if n_scored := int(mask.sum()):
-            mean_loss = (loss * mask).sum() / n_scored
-            self._log(f"test/loss_nats/{name}", mean_loss, n_scored)
-            if self._bytes_per_token is not None:
-                self._log(f"test/bits_per_byte/{name}", mean_loss / math.log(2) / self._bytes_per_token, n_scored)
+        n_scored = int(mask.sum())
+        mean_loss = (loss * mask).sum() / max(1, n_scored)
+        self._log(f"test/loss_nats/{name}", mean_loss, n_scored)
+        if self._bytes_per_token is not None:
+            self._log(f"test/bits_per_byte/{name}", mean_loss / math.log(2) / self._bytes_per_token, n_scored)
 
     def _score(self, prefix: str, batch: Scored, is_right: Tensor) -> None:
         is_scored = batch.targets != IGNORE
         n_scored = int(is_scored.sum())
-        self._log(f"{prefix}token_accuracy", (is_right & is_scored).sum() / n_scored, n_scored)
+        self._log(f"{prefix}token_accuracy", (is_right & is_scored).sum() / max(1, n_scored), n_scored)
         self._log(f"{prefix}sequence_accuracy", (is_right | ~is_scored).all(-1).float().mean(), len(is_right))
 
     def _log(self, name: str, value: Tensor, weight: int) -> None:
-        """A mean over `weight` things, as part of the mean over all batches. Not on a curve over steps."""
+        """A mean over `weight` things, as part of that over all batches and ranks. Not on a curve over steps."""
         logger = None if name.startswith("test/") else False
-        self.log(name, value, on_step=False, on_epoch=True, batch_size=weight, logger=logger)
+        shared = self._step.team.size > 1
+        self.log(name, value, on_step=False, on_epoch=True, batch_size=weight, logger=logger, sync_dist=shared)
 
     def _losses(self, batch: Scored) -> tuple[Tensor, Tensor]:
         """Loss, 0 where there is no target, and whether the best guess is right: (batch, n_scored) each."""
-        with autocast(self._precision, self.device):
+        with autocast(self._precision, self._step.device):
             hidden = scored_hidden(self.backbone, batch).flatten(0, 1)
             if self._tolerance is not None:
                 error = (predicted_number(self.backbone, hidden).view_as(batch.targets) - batch.targets).abs()

@@ -7,7 +7,7 @@ import math
 import sys
 import threading
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as L
 import torch
@@ -24,6 +24,8 @@ from arch_bench.measure import pick_device
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import autocast, pick_precision
 from arch_bench.results import Metrics, Outcome
+from arch_bench.strategy import ShardedStrategy, TeamStrategy
+from arch_bench.team import SOLO, Team
 from arch_bench.train_step import TrainStep, pick_step
 from tasks.base import Task
 
@@ -31,53 +33,83 @@ SOLVED = 0.99
 """Token accuracy at which a synthetic task counts as solved."""
 
 
-def measure(cell: Cell, lengths: list[int], logger: Logger | None) -> list[Outcome]:
-    """Train at `seq_len`, steered by validation, and test at each of `lengths`.
+class _Trained(NamedTuple):
+    """A model after its training."""
+
+    lit: LitSequence
+    task: Task
+    data: TaskData
+    saver: Checkpoint
+    kernel: str
+    metrics: Metrics
+
+
+def measure(cell: Cell, lengths: list[int], logger: Logger | None, team: Team = SOLO) -> list[Outcome]:
+    """Train at `seq_len`, steered by validation, and test at each of `lengths`; every rank of a team finds the same.
 
     Raises Diverged when the loss stops being finite, Unsupported when the backbone cannot be built here, or is an
     encoder on a task that shows it the answers.
     """
+    lit, task, data, saver, kernel, trained = _train(cell, logger, team)
+    slow = {"inference_mode": False}  # in which each decoded token costs a cast more
+    tester = make_trainer(cell, pick_device(cell.device), [saver], None, **_ways(team, pick_device(cell.device)) | slow)
+
+    def test(seq_len: int) -> list[Outcome]:
+        with team.telling():
+            metrics = _test(tester, lit, data, _longer(task, seq_len), cell.trainer.n_test_batches)
+        return [Outcome(seq_len=seq_len, kernel=kernel, metrics=metrics | trained, data=task.provenance())]
+
+    return [outcome for n in lengths for outcome in guarded(lambda n=n: test(n), [n], kernel)]  # type: ignore[misc]
+
+
+def scan(cell: Cell, team: Team = SOLO) -> Outcome:
+    """Train and validate; the test split is not read. Raises as `measure`."""
+    trained = _train(cell, None, team)
+    return Outcome(seq_len=cell.seq_len, kernel=trained.kernel, metrics=trained.metrics, data=trained.task.provenance())
+
+
+def _train(cell: Cell, logger: Logger | None, team: Team) -> _Trained:
     device = pick_device(cell.device)
     task: Task = build(cell, "task")
+    step = _step(cell, task, device, team)
+    precision = pick_precision(cell.precision, device)
+    lit = LitSequence(step, precision=precision, bytes_per_token=task.bytes_per_token, tolerance=task.tolerance)
+    data = _data(cell, task, device, team)
+    watch, saver = Watch(cell.trainer.stop_at), Checkpoint(cell, device, task.provenance())
+    shown: list[Callback] = [] if team.rank else [Bar()]
+    options: dict[str, Any] = {"val_check_interval": data.val_check_interval, "plugins": [WholeFiles()]}
+    trainer = make_trainer(cell, device, [watch, saver, *shown], logger, **_ways(team, device) | options)
+    if logger is not None:
+        logger.log_hyperparams({"n_params": step.backbone.n_params(), "kernel": step.backbone.kernel})
+    trainer.fit(lit, datamodule=data, ckpt_path=saver.find())
+    if watch.last_validation != trainer.global_step:
+        trainer.validate(lit, datamodule=data, verbose=False)
+    metrics = _training_metrics(trainer, watch, task, cell.trainer.batch_size, saver.train_s)
+    metrics |= {"n_params": step.backbone.n_params(), "step": step.kind, "step_why": step.why}
+    metrics |= {"loss_kernel": step.loss_kernel, "compile_s": saver.compile_s(lit), "n_attempts": saver.n_attempts}
+    metrics |= {"n_devices": team.size, "strategy": team.strategy}
+    return _Trained(lit, task, data, saver, team.together(step.backbone.kernel), metrics)
+
+
+def _step(cell: Cell, task: Task, device: torch.device, team: Team) -> TrainStep:
     torch.manual_seed(cell.seed)
     precision = pick_precision(cell.precision, device)
     with device, autocast(precision, device):
         backbone = build(cell, "backbone", vocab_size=task.vocab_size)
     if task.shows_answers and not backbone.is_causal:
         raise Unsupported(f"task={cell.task_name} shows its answers one position later, and an encoder would read them")
-    step = TrainStep(
+    return TrainStep(
         backbone,
         cell.optim,
         max_steps=cell.trainer.max_steps,
-        kind=pick_step(cell.step, device),
+        kind=pick_step(cell.step, device, team.strategy),
         precision=precision,
         loss_kernel=cell.loss_kernel,
+        team=team,
     )
-    lit = LitSequence(step, precision=precision, bytes_per_token=task.bytes_per_token, tolerance=task.tolerance)
-    data = _data(cell, task, device)
-    watch, saver = Watch(cell.trainer.stop_at), Checkpoint(cell, device, task.provenance())
-    options: dict[str, Any] = {"val_check_interval": data.val_check_interval, "plugins": [WholeFiles()]}
-    trainer = make_trainer(cell, device, [watch, saver, Bar()], logger, **options)
-    if logger is not None:
-        logger.log_hyperparams({"n_params": backbone.n_params(), "kernel": backbone.kernel})
-    trainer.fit(lit, datamodule=data, ckpt_path=saver.find())
-    if watch.last_validation != trainer.global_step:
-        trainer.validate(lit, datamodule=data, verbose=False)
-    trained = _training_metrics(trainer, watch, task, cell.trainer.batch_size, saver.train_s)
-    trained |= {"n_params": backbone.n_params(), "step": step.kind, "step_why": step.why}
-    trained |= {"loss_kernel": step.loss_kernel, "compile_s": saver.compile_s(lit), "n_attempts": saver.n_attempts}
-
-    # in inference mode each decoded token costs a cast more
-    tester = make_trainer(cell, device, [saver], None, inference_mode=False)
-
-    def test(seq_len: int) -> list[Outcome]:
-        metrics = _test(tester, lit, data, _longer(task, seq_len), cell.trainer.n_test_batches)
-        return [Outcome(seq_len=seq_len, kernel=backbone.kernel, metrics=metrics | trained, data=task.provenance())]
-
-    return [outcome for n in lengths for outcome in guarded(lambda n=n: test(n), [n], backbone.kernel)]  # type: ignore[misc]
 
 
-def _data(cell: Cell, task: Task, device: torch.device) -> TaskData:
+def _data(cell: Cell, task: Task, device: torch.device, team: Team) -> TaskData:
     fixed = cell.trainer
     return TaskData(
         task,
@@ -87,7 +119,20 @@ def _data(cell: Cell, task: Task, device: torch.device) -> TaskData:
         val_every=fixed.val_every,
         n_val=fixed.n_val_batches,
         device=device,
+        place=team.place,
     )
+
+
+def _ways(team: Team, device: torch.device) -> dict[str, Any]:
+    """Options of a Trainer that is one of a team."""
+    if team.strategy == "single":
+        return {}
+    place = torch.device(device.type, team.rank if device.type == "cuda" else 0)
+    devices = [team.rank] if device.type == "cuda" else 1
+    no_traces = {"inference_mode": False}  # parameters that were gathered in it could not be trained
+    own_parts = {"use_distributed_sampler": False}
+    kind = ShardedStrategy if team.is_sharded else TeamStrategy
+    return {"strategy": kind(team, place), "devices": devices} | own_parts | no_traces
 
 
 def make_trainer(
@@ -97,9 +142,8 @@ def make_trainer(
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 on torch 2.13
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are made on the device, in one call
     warnings.filterwarnings("ignore", ".*GPU available but not used.*")  # device=cpu is the user's choice
+    one: dict[str, Any] = {"accelerator": "gpu" if device.type == "cuda" else device.type, "devices": 1}
     return L.Trainer(
-        accelerator="gpu" if device.type == "cuda" else device.type,
-        devices=1,
         max_steps=cell.trainer.max_steps,
         max_epochs=1,
         log_every_n_steps=1,  # its "step" is a block of steps
@@ -109,7 +153,7 @@ def make_trainer(
         enable_progress_bar=False,
         callbacks=callbacks,
         logger=logger or False,
-        **options,
+        **one | options,
     )
 
 
@@ -158,7 +202,7 @@ def _scores(tester: L.Trainer, lit: LitSequence, data: TaskData, task: Task, n_b
     loss = found[f"test/{loss_name(task)}"]
     if not math.isfinite(loss):
         raise Diverged(f"test loss {loss} at {task.seq_len} tokens")
-    return {name.removeprefix("test/"): value for name, value in found.items()}
+    return {name.removeprefix("test/"): value for name, value in found.items() if not math.isnan(value)}  # of nothing
 
 
 class Watch(Callback):

@@ -135,9 +135,17 @@ _PHASE_SETTINGS = frozenset({"speed", "decode"})
 _WHICH_LENGTHS = frozenset({"lengths", "search_max_len"})
 
 
+_ADDED: dict[str, dict[str, Any]] = {"trainer": {"strategy": "single", "devices": 1}}
+"""Dials that came after rows were published, by group, with the values that leave everything as it was then: the key
+does not see those, and old rows keep theirs."""
+
+
 def cell_key(config: dict[str, Any]) -> str:
     """Hash of what a cell is: its configuration without bookkeeping and without how a phase measures."""
-    return _digest({k: v for k, v in config.items() if k not in _BOOKKEEPING | _PHASE_SETTINGS})
+    kept = {k: v for k, v in config.items() if k not in _BOOKKEEPING | _PHASE_SETTINGS}
+    for group, neutral in _ADDED.items():
+        kept[group] = {k: v for k, v in kept[group].items() if k not in neutral or v != neutral[k]}
+    return _digest(kept)
 
 
 def file_name(config: dict[str, Any], kind: Kind, seq_len: int, contender: str = "") -> str:

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from arch_bench import isolate, match, provenance, results, search, tracking
+from arch_bench import isolate, match, results, search, tracking
 from arch_bench.config import Cell, ConfigError
 from arch_bench.isolate import Setting
 from arch_bench.results import Kind, Outcome, Row, Status
+from arch_bench.shape import Shape, Usage, run_shape, save
 
 ORDER: tuple[Kind, ...] = ("kernels", "speed", "decode", "scan", "quality")
 """Measuring comes first: the quality process then logs every row to the one W&B run it opens."""
-
-
 RETRIED = frozenset({"timeout", "crashed"})
 """What may end better the next time."""
 TIMED = frozenset({"kernels", "speed", "decode"})
 """Phases whose figures another process on the same device would spoil."""
-
-
-class Shape(NamedTuple):
-    """The lengths of a phase that share one process."""
-
-    kind: Kind
-    lengths: list[int]
-    contender: str = ""
-    """Of the phase `kernels`: the implementation."""
+_ON_ALL_DEVICES: frozenset[Kind] = frozenset({"quality", "scan", "speed"})
+"""What runs on every device of a cell; the other kinds take one."""
 
 
 class Seat(NamedTuple):
@@ -41,7 +32,7 @@ class Seat(NamedTuple):
     """Others are on the same device: what runs out of memory here may fit when it is alone."""
 
 
-class Place(Protocol):
+class Seating(Protocol):
     """Gives shapes their seats, and makes them wait for one."""
 
     def __call__(self, cell: Cell, shape: Shape, *, alone: bool) -> AbstractContextManager[Seat]:
@@ -54,7 +45,7 @@ def anywhere(cell: Cell, shape: Shape, *, alone: bool) -> AbstractContextManager
 
 
 def run_cell(
-    cell: Cell, say: Callable[[Row], None], tell: Callable[[str], None] = lambda _: None, place: Place = anywhere
+    cell: Cell, say: Callable[[Row], None], tell: Callable[[str], None] = lambda _: None, seating: Seating = anywhere
 ) -> list[Row]:
     """Measure what a cell still lacks; returns all of its rows. `say` hears of every row as it comes.
 
@@ -69,7 +60,7 @@ def run_cell(
     n_measured, is_mirrored = 0, False
     for shape in shapes(cell, rows):
         known = [] if cell.rerun else _known(cell, shape)
-        fresh = [] if known else _placed(cell, shape, rows, place)
+        fresh = [] if known else _seated(cell, shape, rows, seating)
         n_measured += len(fresh)
         is_mirrored |= shape.kind == "quality" and any(row.status not in RETRIED for row in fresh)
         for row in known or fresh:
@@ -112,8 +103,25 @@ def settle(cell: Cell) -> Cell:
     from arch_bench.train_step import pick_step
 
     device = pick_device(cell.device)
-    pick_step(cell.step, device)
+    pick_step(cell.step, device, cell.trainer.strategy)
+    _check_devices(cell, device.type)
     return cell.model_copy(update={"device": device.type, "precision": pick_precision(cell.precision, device)})
+
+
+def _check_devices(cell: Cell, device: str) -> None:
+    import torch
+
+    strategy, n, batch_size = cell.trainer.strategy, cell.trainer.devices, cell.trainer.batch_size
+    if strategy == "single" and n > 1:
+        raise ConfigError(f"trainer.devices={n}: trainer.strategy=single has 1; choose ddp or fsdp for more")
+    if strategy != "single" and not cell.isolate:
+        raise ConfigError(f"isolate=false: trainer.strategy={strategy} needs a process for each device; use single")
+    if strategy != "single" and device == "mps":
+        raise ConfigError(f"trainer.strategy={strategy}: needs CUDA devices, or the CPU; not mps")
+    if batch_size % n:
+        raise ConfigError(f"trainer.devices={n}: does not divide trainer.batch_size={batch_size}")
+    if device == "cuda" and n > (n_there := torch.cuda.device_count()):
+        raise ConfigError(f"trainer.devices={n}: this machine has {n_there}")
 
 
 def shapes(cell: Cell, rows: list[Row]) -> Iterator[Shape]:
@@ -149,29 +157,24 @@ def _contenders(cell: Cell) -> list[str]:
     return isolate.call(kernels.contenders, cell, time_limit_s=cell.time_limit_s)
 
 
-def row_path(cell: Cell, kind: Kind, seq_len: int, contender: str = "") -> Path:
-    """Where the row of one kind at one length, and of one contender, is."""
-    return Path(cell.results_dir) / "rows" / results.file_name(cell.model_dump(), kind, seq_len, contender)
-
-
 def _known(cell: Cell, shape: Shape) -> list[Row]:
     """The rows of a shape from disk; none unless all are there, whole, and not worth another try."""
     rows: list[Row] = []
-    for seq_len in shape.lengths:
+    for path in shape.paths(cell):
         try:
-            rows.append(results.read(row_path(cell, shape.kind, seq_len, shape.contender)))
+            rows.append(results.read(path))
         except (FileNotFoundError, ValueError):
             return []
     return [] if any(row.status in RETRIED for row in rows) else rows
 
 
-def _placed(cell: Cell, shape: Shape, earlier: list[Row], place: Place) -> list[Row]:
+def _seated(cell: Cell, shape: Shape, earlier: list[Row], seating: Seating) -> list[Row]:
     """Run one shape where there is room; what runs out of memory beside others is run again alone."""
-    with place(cell, shape, alone=shape.kind in TIMED) as seat:
+    with seating(cell, shape, alone=shape.kind in TIMED) as seat:
         rows = _measure(cell, shape, earlier, seat.setting)
     if not seat.is_shared or all(row.status != "oom" for row in rows):
         return rows
-    with place(cell, shape, alone=True) as seat:
+    with seating(cell, shape, alone=True) as seat:
         return _measure(cell, shape, earlier, seat.setting)
 
 
@@ -181,8 +184,7 @@ def _measure(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting) -> 
     try:
         if not cell.isolate:
             return run_shape(cell, shape, earlier)
-        preload, limit = tracking.modules(cell), cell.time_limit_s
-        return isolate.call(run_shape, cell, shape, earlier, time_limit_s=limit, preload=preload, setting=setting)
+        return _in_processes(cell, shape, earlier, setting, before)
     except isolate.TimedOut as error:
         return _give_up(cell, shape, before, "timeout", str(error))
     except isolate.Crashed as error:
@@ -195,6 +197,30 @@ def _measure(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting) -> 
         if not cell.isolate:
             raise
         return _give_up(cell, shape, before, "crashed", f"{_summary(error)} ({_logged(cell, shape, error)})")
+
+
+def _in_processes(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting, before: list[Row]) -> list[Row]:
+    """One process, or one for each device, of which the first saves."""
+    options: dict[str, Any] = {
+        "time_limit_s": cell.time_limit_s,
+        "preload": tracking.modules(cell),
+        "setting": setting,
+    }
+    if cell.trainer.strategy == "single" or shape.kind not in _ON_ALL_DEVICES:
+        return isolate.call(run_shape, cell, shape, earlier, **options)
+    from arch_bench import distributed
+    from arch_bench.guard import guarded
+
+    rows: list[Row] = []
+
+    def measure() -> list[Outcome]:
+        with distributed.places(cell.trainer.devices) as places:
+            calls = [(cell, shape, earlier, place) for place in places]
+            rows.extend(isolate.call_together(run_shape, calls, **options))
+        return []
+
+    failed = guarded(measure, shape.lengths)  # what ends another than the first of them is heard of here
+    return _give_up(cell, shape, before, failed[0].status, failed[0].reason) if failed else rows
 
 
 def _summary(error: Exception) -> str:
@@ -222,82 +248,4 @@ def _give_up(cell: Cell, shape: Shape, before: list[Row], status: Status, reason
     if rows != before:
         return rows  # it saved them before it ended
     failed = [Outcome(seq_len=n, kernel=shape.contender, status=status, reason=reason) for n in shape.lengths]
-    return _save(cell, shape.kind, failed, cell.device, wall_s=None)
-
-
-def run_shape(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
-    """Measure, save, mirror: what happens inside the fresh process."""
-    from arch_bench import checkpoint
-    from arch_bench.guard import guarded
-    from arch_bench.measure import device_name, limit_threads, pick_device
-    from arch_bench.precision import set_tf32
-
-    started = time.perf_counter()
-    limit_threads()
-    set_tf32(cell.precision)
-    device = device_name(pick_device(cell.device))
-    if shape.kind != "quality":
-        outcomes = guarded(lambda: [_measure_one(cell, shape)], shape.lengths, shape.contender)
-        rows = _save(cell, shape.kind, outcomes, device, time.perf_counter() - started)
-        if shape.kind == "scan":
-            checkpoint.path_of(cell).unlink(missing_ok=True)
-        return rows
-    from arch_bench import quality
-
-    with tracking.track(cell) as tracker:
-        outcomes = guarded(lambda: quality.measure(cell, shape.lengths, tracker.lightning), shape.lengths)
-        rows = _save(cell, shape.kind, outcomes, device, time.perf_counter() - started)
-        checkpoint.path_of(cell).unlink(missing_ok=True)
-        tracker.log_rows(earlier + rows)
-    return rows
-
-
-def _measure_one(cell: Cell, shape: Shape) -> Outcome:
-    from arch_bench import decode, kernels, quality, speed
-
-    (length,) = shape.lengths
-    match shape.kind:
-        case "speed":
-            return speed.measure(cell, length)
-        case "decode":
-            return decode.measure(cell, length)
-        case "scan":
-            return quality.scan(cell)
-    return kernels.measure(cell, length, shape.contender)
-
-
-def _save(cell: Cell, kind: Kind, outcomes: list[Outcome], device: str, wall_s: float | None) -> list[Row]:
-    share = None if wall_s is None else wall_s / len(outcomes)
-    rows = [to_row(cell, kind, outcome, device, share) for outcome in outcomes]
-    for row in rows:
-        results.save(row, row_path(cell, kind, row.seq_len, row.kernel if kind == "kernels" else ""))
-    return rows
-
-
-def to_row(cell: Cell, kind: Kind, outcome: Outcome, device: str, wall_s: float | None) -> Row:
-    """An outcome with the identity and the provenance of its cell."""
-    config: dict[str, Any] = cell.model_dump()
-    commit, is_dirty = provenance.commit()
-    return Row(
-        experiment=cell.name,
-        backbone=cell.backbone_name,
-        task=cell.task_name,
-        seq_len=outcome.seq_len,
-        train_seq_len=cell.seq_len,
-        seed=cell.seed,
-        kernel=outcome.kernel,
-        precision=cell.precision,
-        key=results.cell_key(config),
-        kind=kind,
-        status=outcome.status,
-        reason=outcome.reason,
-        metrics=outcome.metrics,
-        commit=commit,
-        dirty=is_dirty,
-        versions=provenance.versions(),
-        device=device,
-        data=outcome.data,
-        config=config,
-        chosen=cell.chosen,
-        wall_s=wall_s,
-    )
+    return save(cell, shape.kind, failed, Usage())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from typing import NamedTuple
 
 import torch
@@ -13,10 +12,11 @@ from arch_bench.backbone import TRAIN_PER_FORWARD
 from arch_bench.ceiling import ceilings
 from arch_bench.config import Cell, build
 from arch_bench.energy import joules_per_call
-from arch_bench.measure import Mark, PeakMemory, Stopwatch, Timing, pick_device, warm_up
+from arch_bench.measure import Clock, Mark, PeakMemory, Stopwatch, Timing, pick_device, warm_up
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import autocast, pick_precision
 from arch_bench.results import Metrics, Outcome
+from arch_bench.team import SOLO, Team
 from arch_bench.train_step import TrainStep, list_scored, pick_step
 from tasks.base import IGNORE, Task, stream
 
@@ -26,29 +26,37 @@ SLOW_S = 0.1
 """Seconds of a step from which on waiting for the device after each costs nothing that shows."""
 
 
-def measure(cell: Cell, seq_len: int) -> Outcome:
+def measure(cell: Cell, seq_len: int, team: Team = SOLO) -> Outcome:
     """Time forward, forward + backward and the full step of one training step at `seq_len`.
 
     The batch holds `speed.tokens_per_step` tokens of the task (at least one example), or one example with
     `speed.batching=single`. Forward and forward + backward come from marks inside full steps. A model whose kernel is
-    off its reference is not timed. Raises Unsupported for that, and when the task has no example of that length.
+    off its reference is not timed. The ranks of a team all measure: rates are of all devices, memory is of the one
+    that needs most. Raises Unsupported for a wrong kernel, when the task has no example of that length, and when the
+    ranks cannot share the batch.
     """
     device = pick_device(cell.device)
     memory = PeakMemory(device, is_fresh=cell.isolate)
     watch = Stopwatch(device)
-    step = TrainingStep(cell, seq_len, watch, device)
+    step = TrainingStep(cell, seq_len, watch, device, team)
     step()  # the first compiles: its seconds are `compile_s`
     watch.synchronise()
-    warm_times = warm_up(step, watch, cell.speed.max_seconds)
+    warm_times = warm_up(step, watch, cell.speed.max_seconds, team.clock)
     metrics = _timed(step, watch, cell, is_slow=warm_times[-1] > SLOW_S)
     metrics |= {"n_warmup": len(warm_times), "warmup_s": sum(warm_times)} | step.facts()
     metrics |= _energy(step, watch, device)
-    metrics |= step.memory(memory)
+    metrics |= _largest(step.memory(memory), team)
     metrics |= _utilisation(metrics, step, ceilings(device, pick_precision(cell.precision, device)))
-    return Outcome(seq_len=seq_len, kernel=step.backbone.kernel, metrics=metrics)
+    return Outcome(seq_len=seq_len, kernel=team.together(step.backbone.kernel), metrics=metrics)
+
+
+def _largest(found: Metrics, team: Team) -> Metrics:
+    return {name: value if value is None else int(team.largest(float(value))) for name, value in found.items()}
 
 
 def _energy(step: TrainingStep, watch: Stopwatch, device: torch.device) -> Metrics:
+    if step.team.size > 1:  # each device counts its own
+        return {}
     joules = joules_per_call(step, watch, device)
     return {} if joules is None else {"joules_per_token": joules / step.n_tokens}
 
@@ -66,8 +74,9 @@ def _utilisation(metrics: Metrics, step: TrainingStep, ceiling: dict[str, float]
     elementwise = TRAIN_PER_FORWARD * step.backbone.elementwise_flops_per_token(step.seq_len)  # a scan's: not in tflops
     found: Metrics = {"flops_per_token": per_token, "elementwise_flops_per_token": elementwise, "tflops": tflops}
     found |= ceiling
-    found["matmul_share"] = tflops / ceiling["matmul_tflops"]
-    return found | ({"mfu": tflops / ceiling["peak_tflops"]} if "peak_tflops" in ceiling else {})
+    each = tflops / step.team.size
+    found["matmul_share"] = each / ceiling["matmul_tflops"]
+    return found | ({"mfu": each / ceiling["peak_tflops"]} if "peak_tflops" in ceiling else {})
 
 
 def _timed(step: TrainingStep, watch: Stopwatch, cell: Cell, *, is_slow: bool) -> Metrics:
@@ -75,14 +84,15 @@ def _timed(step: TrainingStep, watch: Stopwatch, cell: Cell, *, is_slow: bool) -
     steps: list[Step] = []
     parts: list[tuple[float, float]] = []
     watch.synchronise()
-    started = time.perf_counter()
-    while not _is_enough(len(steps), started, cell):
+    clock = step.team.clock
+    started = clock()
+    while not _is_enough(len(steps), started, cell, clock):
         steps.append(step())
         if is_slow:
             watch.synchronise()
             parts.append(_parts(steps[-1], watch))
     watch.synchronise()
-    wall_s = time.perf_counter() - started
+    wall_s = clock() - started
     metrics: Metrics = dict(Timing([watch.between_ms(s.start, s.end) for s in steps]).summary("train_step"))
     if not is_slow:
         is_replay = step.step.kind == "graph"
@@ -95,8 +105,8 @@ def _timed(step: TrainingStep, watch: Stopwatch, cell: Cell, *, is_slow: bool) -
 def _parts_of_replays(step: TrainingStep, watch: Stopwatch, cell: Cell) -> list[tuple[float, float]]:
     """As many steps again, each read before the next sets the marks inside the graph anew."""
     parts: list[tuple[float, float]] = []
-    started = time.perf_counter()
-    while not _is_enough(len(parts), started, cell):
+    started = step.team.clock()
+    while not _is_enough(len(parts), started, cell, step.team.clock):
         one = step()
         watch.synchronise()
         parts.append(_parts(one, watch))
@@ -108,14 +118,14 @@ def _parts(step: Step, watch: Stopwatch) -> tuple[float, float]:
     return watch.between_ms(step.start, step.forward), watch.between_ms(step.start, step.backward)
 
 
-def _is_enough(n_done: int, started: float, cell: Cell) -> bool:
-    return n_done == cell.speed.n_steps or (n_done >= 3 and time.perf_counter() - started > cell.speed.max_seconds)
+def _is_enough(n_done: int, started: float, cell: Cell, clock: Clock) -> bool:
+    return n_done == cell.speed.n_steps or (n_done >= 3 and clock() - started > cell.speed.max_seconds)
 
 
 class TrainingStep:
     """One full optimiser step on ready-made batches, with marks after each part."""
 
-    def __init__(self, cell: Cell, seq_len: int, watch: Stopwatch, device: torch.device) -> None:
+    def __init__(self, cell: Cell, seq_len: int, watch: Stopwatch, device: torch.device, team: Team = SOLO) -> None:
         task: Task = build(cell, "task")
         try:
             task = task.with_length(seq_len).for_split("train")
@@ -130,20 +140,24 @@ class TrainingStep:
         self.seq_len = seq_len
         self.batching = cell.speed.batching
         self.batch_size = 1 if self.batching == "single" else max(1, cell.speed.tokens_per_step // seq_len)
+        self.team = team
+        if self.batch_size % team.size:
+            raise Unsupported(f"{team.size} devices cannot share a batch of {self.batch_size} at {seq_len} tokens")
         self._parts: list[Mark] = []
         self.step = TrainStep(
             self.backbone,
             cell.optim,
             max_steps=cell.trainer.max_steps,
-            kind=pick_step(cell.step, device),
+            kind=pick_step(cell.step, device, team.strategy),
             precision=precision,
             loss_kernel=cell.loss_kernel,
             after_part=self._mark_part,
+            team=team,
         )
         rngs = [stream(cell.seed, "train", i, device) for i in range(N_BATCHES)]
         batches = [list_scored(task.sample(self.batch_size, rng, device), task.max_scored) for rng in rngs]
         self.n_scored = int((batches[0].targets != IGNORE).sum())
-        self._batches = itertools.cycle(batches)
+        self._batches = itertools.cycle([batch.map(lambda x: team.place.part(x, 0)) for batch in batches])
         self._watch = watch
 
     def __call__(self) -> Step:
@@ -154,7 +168,7 @@ class TrainingStep:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of a step."""
+        """Tokens of a step, of all devices."""
         return self.batch_size * self.seq_len
 
     def facts(self) -> Metrics:
@@ -169,6 +183,8 @@ class TrainingStep:
             "step": self.step.kind,
             "step_why": self.step.why,
             "loss_kernel": self.step.loss_kernel,
+            "n_devices": self.team.size,
+            "strategy": self.team.strategy,
             **self.gate,
         }
 

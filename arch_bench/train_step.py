@@ -15,6 +15,7 @@ from arch_bench.graph import capture
 from arch_bench.ops.linear_cross_entropy import choose_loss_kernel, linear_cross_entropy
 from arch_bench.optimizer import make_optimizer, rate_factor, set_form
 from arch_bench.precision import autocast
+from arch_bench.team import SOLO, Team
 from tasks.base import IGNORE, Batch
 
 FALLBACKS = {"graph": ("graph", "compiled", "eager"), "compiled": ("compiled", "eager"), "eager": ("eager",)}
@@ -84,10 +85,13 @@ def predicted_number(backbone: Backbone, hidden: Tensor) -> Tensor:
     return (hidden.float() * backbone.head.weight[0]).sum(-1)
 
 
-def pick_step(name: str, device: torch.device) -> str:
-    """`auto` is a graph on CUDA, eager elsewhere. Raises ConfigError for a graph elsewhere."""
+def pick_step(name: str, device: torch.device, strategy: str = "single") -> str:
+    """`auto` is a graph on CUDA (of shards: compiled), eager elsewhere. Raises ConfigError for a graph elsewhere."""
+    is_sharded = strategy == "fsdp"
     if name == "auto":
-        return "graph" if device.type == "cuda" else "eager"
+        return ("compiled" if is_sharded else "graph") if device.type == "cuda" else "eager"
+    if name == "graph" and is_sharded:  # its memory is gathered and freed as blocks come and go
+        raise ConfigError("step=graph: not with trainer.strategy=fsdp; choose from: auto, eager, compiled")
     if name == "graph" and device.type != "cuda":
         raise ConfigError(f"step=graph: needs a CUDA device, not {device.type}; choose from: auto, eager, compiled")
     return name
@@ -97,7 +101,7 @@ def _nothing() -> None: ...
 
 
 class TrainStep:
-    """Forward, loss, backward, clipping, AdamW and the schedule of its rate, on one device.
+    """Forward, loss, backward, clipping, AdamW and the schedule of its rate, on one device or as one of a team.
 
     Calling it takes one step and never waits for the device. The first call settles how steps run: it tries what was
     asked for on the batch it was given, falls back where the backbone cannot be captured or compiled, and puts
@@ -109,6 +113,7 @@ class TrainStep:
         precision: as the autocast of `arch_bench.precision`.
         loss_kernel: auto, or as `arch_bench.ops.linear_cross_entropy` names them.
         after_part: called after the forward pass and after the backward pass of every step that is not a replay.
+        team: the processes that take the step together, each on its part of the batch.
 
     Raises:
         Unsupported, ValueError: the loss kernel cannot run here, or is unknown.
@@ -124,8 +129,10 @@ class TrainStep:
         precision: str,
         loss_kernel: str,
         after_part: Callable[[], None] = _nothing,
+        team: Team = SOLO,
     ) -> None:
         self.backbone = backbone
+        self.team = team
         self.kind = kind
         """What runs; final after the first step."""
         self.why: str | None = None
@@ -137,6 +144,7 @@ class TrainStep:
         self.rate, self.loss_sum, self.grad_norm = (torch.zeros((), device=self.device) for _ in range(3))
         steps = torch.arange(max_steps, device=self.device)
         self._rates = optim.lr * rate_factor(steps, max_steps, optim)  # a table: one look-up a step, not 15 kernels
+        self.team.share(backbone)
         self.optimizer = make_optimizer(backbone, optim, self.rate)
         self._optim, self._precision, self._after_part = optim, precision, after_part
         self.loss_kernel = choose_loss_kernel(
@@ -193,13 +201,15 @@ class TrainStep:
         with autocast(self._precision, self.device):
             loss = self._loss(self.backbone, batch, **self._options)
         self._after_part()
+        loss, mean_loss = self.team.pool(loss, batch.targets)
         loss.backward()
+        self.team.exchange([p.grad for p in self.backbone.parameters() if p.grad is not None])
         self._after_part()
-        self._update(loss.detach())
+        self._update(mean_loss)
 
     def _updated(self, loss: Tensor) -> None:
         parameters = [p for p in self.backbone.parameters() if p.grad is not None]
-        self.grad_norm.copy_(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        self.grad_norm.copy_(self.team.norm([p.grad for p in parameters if p.grad is not None]))
         if self._optim.clip_norm:
             nn.utils.clip_grads_with_norm_(parameters, self._optim.clip_norm, self.grad_norm)
         now = self.count.clamp(max=len(self._rates) - 1)
@@ -212,22 +222,27 @@ class TrainStep:
         for kind in FALLBACKS[self.kind]:
             self.kind = kind
             before = _Snapshot(self)
+            run, obstacle = None, "another rank cannot"
             try:
-                return self._prepare(kind, batch)
+                run = self._prepare(kind, batch)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:  # what dynamo, inductor and CUDA raise have this in common
-                self.why = "; ".join(filter(None, (self.why, f"{kind}: {_first_line(error)}")))
+                obstacle = _first_line(error)
             finally:
                 before.restore()
+            if self.team.all_well(run is not None) and run is not None:
+                return run
+            self.why = "; ".join(filter(None, (self.why, f"{kind}: {obstacle}")))
         raise AssertionError("eager has nothing to prepare")
 
     def _prepare(self, kind: str, batch: Scored) -> Callable[[Scored], None]:
         self._loss, self._update = scored_loss, self._updated
-        set_form(self.optimizer, is_compiled=kind != "eager")
+        set_form(self.optimizer, is_compiled=kind != "eager" and not self.team.is_sharded)
         if kind != "eager":
             torch.compiler.reset()  # else the ninth model of a process would quietly run uncompiled
             self._loss = torch.compile(scored_loss, dynamic=False, options=COMPILER)
+        if kind != "eager" and not self.team.is_sharded:
             self._update = torch.compile(self._updated, dynamic=False, options=COMPILER)
         if kind == "compiled":
             self._step(batch)

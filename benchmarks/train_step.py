@@ -131,7 +131,12 @@ def harness(cell: Cell) -> Record:
 def _in_trainer(step: TrainStep, cell: Cell, task: Task) -> float:
     """Steps per second with fresh data for every step, a progress bar and curves to the logger."""
     fixed = cell.trainer
-    sizes = {"batch_size": fixed.batch_size, "n_steps": fixed.max_steps, "val_every": fixed.max_steps, "n_val": 1}
+    sizes: dict[str, Any] = {
+        "batch_size": fixed.batch_size,
+        "n_steps": fixed.max_steps,
+        "val_every": fixed.max_steps,
+        "n_val": 1,
+    }
     data = TaskData(task, seed=0, device=step.device, **sizes)
     pace = stock.Pace(first=fixed.max_steps // 4)
     lit = LitSequence(step, precision=pick_precision(cell.precision, step.device), bytes_per_token=None, tolerance=None)

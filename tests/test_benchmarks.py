@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "train_step.py"
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SCRIPT = BENCHMARKS / "train_step.py"
 
 
 @pytest.mark.slow
@@ -43,3 +44,17 @@ def test_task_rates_of_what_is_allowed(tmp_path: Path) -> None:
     assert "seq_len=17 is odd" in refused["refused"]
     assert found["downloaded_and_skipped"] == ["pg19"]
     assert re.search(r"\| `mqar` +\| +[\d,]+ \| +refused \|", done.stdout)
+
+
+def test_scaling_is_measured_for_every_strategy(tmp_path: Path) -> None:
+    out = tmp_path / "scaling.json"
+    command = [sys.executable, str(BENCHMARKS / "scaling.py"), "--smoke", "--steps", "4", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    points = json.loads(out.read_text())["points"]
+    assert [(p["strategy"], p["n_devices"], p["mode"], p["batch_size"]) for p in points] == [
+        ("single", 1, "-", 4),
+        *((strategy, 2, mode, size) for strategy in ("ddp", "fsdp") for mode, size in (("weak", 8), ("strong", 4))),
+    ]
+    assert all(p["tokens_per_s"] > 0 and p["efficiency"] > 0 for p in points), points
+    assert "| fsdp " in done.stdout

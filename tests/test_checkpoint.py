@@ -20,6 +20,7 @@ from models import CORE
 from arch_bench import checkpoint, isolate, provenance, quality, results, run
 from arch_bench.config import Cell, cell_of, compose
 from arch_bench.results import Row
+from arch_bench.shape import Shape
 
 TINY = [
     *("logger=none", "device=cpu", "seq_len=16", "d_model=16", "n_layers=1", "phases=[quality]", "eval_scales=[1,2]"),
@@ -44,7 +45,7 @@ def saved(cell: Cell) -> Path:
 
 def contents(rows: list[Row]) -> list[dict[str, Any]]:
     """What a row says, without times, places, and the state of the checkout."""
-    left_out = {"created_at", "config", "commit", "dirty"}
+    left_out = {"created_at", "config", "commit", "dirty", "wall_s", "process_bytes"}
     found = []
     for row in rows:
         fields = {name: value for name, value in vars(row).items() if name not in left_out}
@@ -106,7 +107,7 @@ def test_rows_do_not_show_that_training_was_asked_to_end(
     assert not list((tmp_path / "parts" / "checkpoints").iterdir())
 
 
-def end_by(signum: int, cell: Cell, shape: run.Shape, earlier: list[Row]) -> list[Row]:
+def end_by(signum: int, cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
     """Measure in a process that a signal meets in the block that ends at step 30."""
     with pytest.MonkeyPatch.context() as patch:
         plan(patch, 30, lambda: os.kill(os.getpid(), signum))
@@ -144,7 +145,7 @@ def test_rows_do_not_show_that_the_process_was_ended(
     assert {row.metrics["n_attempts"] for row in rows} == {2}
 
 
-def dawdle(cell: Cell, shape: run.Shape, earlier: list[Row]) -> list[Row]:
+def dawdle(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
     """Measure in a process that does not get beyond step 30 before it is asked to end."""
 
     def wait() -> None:

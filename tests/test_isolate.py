@@ -146,3 +146,33 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def answer(rank: int, seconds: float) -> int:
+    time.sleep(seconds)
+    return rank
+
+
+def one_dies(rank: int) -> None:
+    if rank:
+        die(signal.SIGKILL)
+    time.sleep(0.5)
+    raise isolate.LostPeer("rank 0 waited in vain")
+
+
+def one_hangs(rank: int) -> None:
+    if rank:
+        hang()
+    raise ValueError("rank 0 knows why")
+
+
+def test_several_give_the_answer_of_the_first() -> None:
+    assert isolate.call_together(answer, [(0, 0.5), (1, 0.0)], time_limit_s=60) == 0
+
+
+def test_the_first_that_fails_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(isolate.Crashed, match=r"rank 1: the process was ended by SIGKILL"):
+        isolate.call_together(one_dies, [(0,), (1,)], time_limit_s=60)
+    monkeypatch.setattr(isolate, "SHORT_S", 0.1)
+    with pytest.raises(ValueError, match="rank 0 knows why"):
+        isolate.call_together(one_hangs, [(0,), (1,)], time_limit_s=60)

@@ -121,3 +121,12 @@ def test_eight_writers_lose_nothing(tmp_path: Path) -> None:
     assert [p.exitcode for p in writers] == [0] * 8
     assert len(results.load([tmp_path])) == 8 * 20 + 1
     assert all(json.loads(p.read_text()) for p in (tmp_path / "rows").glob("*.json"))
+
+
+def test_the_key_of_a_run_on_one_device_is_that_of_before_there_were_others() -> None:
+    old = config()
+    assert (old["trainer"].pop("strategy"), old["trainer"].pop("devices")) == ("single", 1)
+    assert results.cell_key(old) == results.cell_key(config())
+    several = config("trainer.strategy=ddp", "trainer.devices=2")
+    assert results.cell_key(several) != results.cell_key(config())
+    assert several["trainer"]["devices"] == 2, "what is hashed is not changed"

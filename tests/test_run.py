@@ -16,6 +16,7 @@ from arch_bench.config import Cell, ConfigError, cell_of, compose
 from arch_bench.guard import Diverged, guarded
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.results import Outcome, Row
+from arch_bench.shape import Shape, Usage, row_path, save
 
 TINY = [
     "logger=none",
@@ -99,8 +100,8 @@ def test_a_second_run_measures_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_second_run_fills_gaps_and_replaces_torn_rows(tmp_path: Path) -> None:
     first = measured(tiny(tmp_path, "phases=[speed,decode]"))
     cell = run.settle(tiny(tmp_path, "phases=[speed,decode]"))
-    run.row_path(cell, "speed", 32).unlink()
-    run.row_path(cell, "decode", 16).write_text('{"torn": ')
+    row_path(cell, "speed", 32).unlink()
+    row_path(cell, "decode", 16).write_text('{"torn": ')
     second = measured(cell)
     assert second[0] == first[0]
     assert second[1] != first[1]
@@ -265,7 +266,7 @@ def test_a_process_that_ends_badly_is_a_row(
     assert len(results.load([tmp_path])) == 2
 
 
-def _end_by_length(cell: Cell, shape: run.Shape, earlier: list[Row]) -> list[Row]:
+def _end_by_length(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
     """Each length meets another end; the last is measured."""
     length = shape.lengths[0]
     if length == 16:
@@ -274,7 +275,7 @@ def _end_by_length(cell: Cell, shape: run.Shape, earlier: list[Row]) -> list[Row
         return _hang()
     if length == 32:
         outcomes = guarded(lambda: torch.empty(2**60), shape.lengths)  # type: ignore[arg-type, return-value]
-        return run._save(cell, shape.kind, outcomes, "cpu")
+        return save(cell, shape.kind, outcomes, Usage())
     return run.run_shape(cell, shape, earlier)
 
 

@@ -9,7 +9,7 @@ from arch_bench.complaint import one_line
 from arch_bench.config import Cell, ConfigError
 from arch_bench.results import Row
 from arch_bench.row_line import line
-from arch_bench.run import Place, anywhere, run_cell
+from arch_bench.run import Seating, anywhere, run_cell
 
 
 class Job(NamedTuple):
@@ -36,20 +36,20 @@ class Launcher(Protocol):
     def run(self, jobs: Sequence[Job]) -> Iterator[Done]: ...
 
 
-def attempt(job: Job, say: Callable[[str], None], place: Place = anywhere) -> Done:
+def attempt(job: Job, say: Callable[[str], None], seating: Seating = anywhere) -> Done:
     """Run a job in this process and its fresh ones. `say` hears of every row as it comes.
 
     Raises what is a bug of the harness, never what is the cell's.
     """
     try:
-        rows = run_cell(job.cell, lambda row: say(line(row)), lambda text: say(f"    {text}"), place)
+        rows = run_cell(job.cell, lambda row: say(line(row)), lambda text: say(f"    {text}"), seating)
     except (ConfigError, OSError) as error:
         return Done(job, [], one_line(error))
     return Done(job, rows)
 
 
-def attempt_silently(job: Job, place: Place = anywhere) -> Done:
+def attempt_silently(job: Job, seating: Seating = anywhere) -> Done:
     """The same where others print too: all of its lines come with the answer."""
     lines: list[str] = [job.label]
-    done = attempt(job, lines.append, place)
+    done = attempt(job, lines.append, seating)
     return done._replace(lines=tuple(lines))

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from arch_bench.config import Cell
 from arch_bench.isolate import Setting
 from arch_bench.results import Row
-from arch_bench.run import Seat, Shape, log_path
+from arch_bench.run import Seat, log_path
+from arch_bench.shape import Shape
 
 RESERVE = 0.05
 """Share of a device's memory that is given to nobody: allocators round up."""
@@ -44,7 +45,7 @@ class Device:
 
 
 class Seats:
-    """Gives shapes their seats (a `run.Place`), each in its own thread.
+    """Gives shapes their seats (a `run.Seating`), each in its own thread.
 
     n_seats: on each device, at most.
     """

@@ -41,6 +41,8 @@ MATTERS_TO: dict[str, set[Kind]] = {
     "decode": {"decode"},
     "trainer": {"quality", "scan"},
     "optim": {"quality", "scan"},
+    "trainer.strategy": {"quality", "scan", "speed"},
+    "trainer.devices": {"quality", "scan", "speed"},
     **dict.fromkeys(("step", "task", "n_layers", "loss_kernel"), MODELS),
 }
 """Groups of dials that change only some kinds of row; a learning rate does not split a timing."""
@@ -194,7 +196,7 @@ def _is_dial(dial: str, kind: Kind) -> bool:
     is_other = {first, leaf} & IDENTITY or first in HOUSEKEEPING or leaf in EFFORT or leaf == "_partial_"
     is_asked = kind == "kernels" and leaf == "kernel"  # whichever was asked for, every one of them was timed
     is_asked |= kind == "scan" and dial == RATE
-    return not (is_other or is_asked) and kind in MATTERS_TO.get(first, {kind})
+    return not (is_other or is_asked) and kind in MATTERS_TO.get(dial, MATTERS_TO.get(first, {kind}))
 
 
 def _telling(cells: Sequence[_Cell]) -> list[str]:

@@ -1,0 +1,137 @@
+"""One shape of a cell, from inside its fresh process: what is measured at once, saved at once, and mirrored."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from arch_bench import provenance, results, tracking
+from arch_bench.config import Cell
+from arch_bench.results import Kind, Outcome, Row
+
+if TYPE_CHECKING:
+    from arch_bench.team import Place, Team
+
+TRAINED: frozenset[Kind] = frozenset({"scan", "quality"})
+"""Phases that train, and may have a checkpoint."""
+
+
+class Shape(NamedTuple):
+    """The lengths of a phase that share one process."""
+
+    kind: Kind
+    lengths: list[int]
+    contender: str = ""
+    """Of the phase `kernels`: the implementation."""
+
+    def paths(self, cell: Cell) -> list[Path]:
+        """Where its rows are."""
+        return [row_path(cell, self.kind, seq_len, self.contender) for seq_len in self.lengths]
+
+
+def row_path(cell: Cell, kind: Kind, seq_len: int, contender: str = "") -> Path:
+    """Where the row of one kind at one length, and of one contender, is."""
+    return Path(cell.results_dir) / "rows" / results.file_name(cell.model_dump(), kind, seq_len, contender)
+
+
+class Usage(NamedTuple):
+    """What a process took: that of a row without its measurement."""
+
+    wall_s: float | None = None
+    process_bytes: int | None = None
+
+
+def run_shape(cell: Cell, shape: Shape, earlier: list[Row], place: Place | None = None) -> list[Row]:
+    """Measure, save, mirror. Of several processes, the first saves and mirrors; the others return nothing."""
+    from arch_bench.distributed import joined
+    from arch_bench.measure import limit_threads, pick_device
+    from arch_bench.precision import set_tf32
+
+    started = time.perf_counter()
+    limit_threads()
+    set_tf32(cell.precision)
+    with joined(place, cell.trainer.strategy, pick_device(cell.device)) as team:
+        if team.rank:
+            _outcomes(cell, shape, team, None)
+            return []
+        return _saved(cell, shape, team, earlier, started)
+
+
+def _saved(cell: Cell, shape: Shape, team: Team, earlier: list[Row], started: float) -> list[Row]:
+    from arch_bench import checkpoint
+    from arch_bench.guard import guarded
+
+    if shape.kind != "quality":
+        outcomes = guarded(lambda: _outcomes(cell, shape, team, None), shape.lengths, shape.contender)
+        rows = save(cell, shape.kind, outcomes, _usage(cell, started))
+    else:
+        with tracking.track(cell) as tracker:
+            outcomes = guarded(lambda: _outcomes(cell, shape, team, tracker.lightning), shape.lengths)
+            rows = save(cell, shape.kind, outcomes, _usage(cell, started))
+            tracker.log_rows(earlier + rows)
+    if shape.kind in TRAINED:
+        checkpoint.path_of(cell).unlink(missing_ok=True)
+    return rows
+
+
+def _usage(cell: Cell, started: float) -> Usage:
+    from arch_bench.measure import pick_device, process_bytes
+
+    return Usage(time.perf_counter() - started, process_bytes(pick_device(cell.device)))
+
+
+def _outcomes(cell: Cell, shape: Shape, team: Team, logger: Any) -> list[Outcome]:
+    from arch_bench import decode, kernels, quality, speed
+
+    if shape.kind == "quality":
+        return quality.measure(cell, shape.lengths, logger, team)
+    (length,) = shape.lengths
+    match shape.kind:
+        case "scan":
+            return [quality.scan(cell, team)]
+        case "speed":
+            return [speed.measure(cell, length, team)]
+        case "decode":
+            return [decode.measure(cell, length)]
+    return [kernels.measure(cell, length, shape.contender)]
+
+
+def save(cell: Cell, kind: Kind, outcomes: list[Outcome], usage: Usage) -> list[Row]:
+    """The outcomes as rows, on disk."""
+    rows = [to_row(cell, kind, outcome, usage, len(outcomes)) for outcome in outcomes]
+    for row in rows:
+        results.save(row, row_path(cell, kind, row.seq_len, row.kernel if kind == "kernels" else ""))
+    return rows
+
+
+def to_row(cell: Cell, kind: Kind, outcome: Outcome, usage: Usage, n_rows: int = 1) -> Row:
+    """An outcome with the identity and the provenance of its cell, and its share of what its process took."""
+    from arch_bench.measure import device_name, pick_device
+
+    config: dict[str, Any] = cell.model_dump()
+    commit, is_dirty = provenance.commit()
+    return Row(
+        experiment=cell.name,
+        backbone=cell.backbone_name,
+        task=cell.task_name,
+        seq_len=outcome.seq_len,
+        train_seq_len=cell.seq_len,
+        seed=cell.seed,
+        kernel=outcome.kernel,
+        precision=cell.precision,
+        key=results.cell_key(config),
+        kind=kind,
+        status=outcome.status,
+        reason=outcome.reason,
+        metrics=outcome.metrics,
+        commit=commit,
+        dirty=is_dirty,
+        versions=provenance.versions(),
+        device=device_name(pick_device(cell.device)) if usage.wall_s is not None else cell.device,
+        data=outcome.data,
+        config=config,
+        chosen=cell.chosen,
+        wall_s=None if usage.wall_s is None else usage.wall_s / n_rows,
+        process_bytes=usage.process_bytes,
+    )
