@@ -146,9 +146,10 @@ def run_flex(*args: Any, **options: Any) -> Tensor:
     """
     from torch.nn.attention.flex_attention import flex_attention
 
-    attend: Callable[..., Any] = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
-    found: Tensor = attend(*args, **options)
-    return found
+    if torch.compiler.is_compiling():
+        inlined: Any = flex_attention(*args, **options)
+        return inlined  # type: ignore[no-any-return]
+    return _compiled_flex()(*args, **options)
 
 
 @cache
