@@ -148,7 +148,7 @@ def run_flex(*args: Any, **options: Any) -> Tensor:
 
     if torch.compiler.is_compiling():
         inlined: Any = flex_attention(*args, **options)
-        return inlined  # type: ignore[no-any-return]
+        return inlined
     return _compiled_flex()(*args, **options)
 
 
