@@ -9,7 +9,8 @@ from arch_bench.complaint import one_line
 from arch_bench.config import Cell, ConfigError
 from arch_bench.results import Row
 from arch_bench.row_line import line
-from arch_bench.run import Seating, anywhere, run_cell
+from arch_bench.run import Seating, anywhere, logged, run_cell
+from arch_bench.shape import Shape
 
 
 class Job(NamedTuple):
@@ -26,6 +27,8 @@ class Done(NamedTuple):
     rows: list[Row]
     mistake: str | None = None
     """The user's, in one line: the cell cannot be run."""
+    bug: str | None = None
+    """One of the harness or of a part, met before there was a shape whose row could hold it."""
     lines: tuple[str, ...] = ()
     """What has not been printed yet."""
 
@@ -39,12 +42,16 @@ class Launcher(Protocol):
 def attempt(job: Job, say: Callable[[str], None], seating: Seating = anywhere) -> Done:
     """Run a job in this process and its fresh ones. `say` hears of every row as it comes.
 
-    Raises what is a bug of the harness, never what is the cell's.
+    Raises nothing that concerns this cell only, except a bug with `isolate=false`, for a debugger.
     """
     try:
         rows = run_cell(job.cell, lambda row: say(line(row)), lambda text: say(f"    {text}"), seating)
     except (ConfigError, OSError) as error:
         return Done(job, [], one_line(error))
+    except Exception as error:
+        if not job.cell.isolate:
+            raise
+        return Done(job, [], bug=logged(job.cell, Shape(job.cell.phases[0], [job.cell.seq_len]), error))
     return Done(job, rows)
 
 

@@ -30,7 +30,7 @@ class Joblib:
         mps: whether GPU processes share the device by NVIDIA's MPS; auto: where it can be started.
 
     Raises ConfigError for a number of cells below 1, for mps=true where it cannot be started, and for cells that are
-    not isolated.
+    not isolated or want several GPUs.
     """
 
     def __init__(self, *, pack: int | Literal["auto"], mps: bool | Literal["auto"]) -> None:
@@ -44,7 +44,11 @@ class Joblib:
         if not all(job.cell.isolate for job in jobs):
             raise ConfigError("isolate=false: launcher=joblib runs every phase in a process of its own; isolate=true")
         devices = isolate.call(devices_of, jobs[0].cell.device, time_limit_s=120)
-        n_seats = per_device(len(devices), is_gpu="CUDA_VISIBLE_DEVICES" in devices[0].env, pack=self._pack)
+        is_gpu = "CUDA_VISIBLE_DEVICES" in devices[0].env
+        most = max(job.cell.trainer.devices for job in jobs)
+        if is_gpu and most > 1:
+            raise ConfigError(f"trainer.devices={most}: launcher=joblib gives a cell one GPU; launcher=basic gives all")
+        n_seats = per_device(len(devices), is_gpu=is_gpu, pack=self._pack)
         seats = Seats([_with_threads(device, len(devices) * n_seats) for device in devices], n_seats)
         seats.learn(load(sorted({Path(job.cell.results_dir) for job in jobs})))
         n_jobs = min(len(jobs), n_seats * len(devices))

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+
+from pydantic import ValidationError
 
 from arch_bench.config import Cell
 from arch_bench.isolate import Setting
@@ -41,7 +43,12 @@ class Device:
         """For one more beside the others; the first always fits, whatever it needs."""
         if self.is_reserved or len(self.used) >= n_seats:
             return False
-        return not self.used or sum(self.used.values()) + need <= self.capacity * (1 - RESERVE)
+        return not self.used or sum(self.used.values()) + need <= self.given
+
+    @property
+    def given(self) -> int:
+        """Bytes for all seats together."""
+        return int(self.capacity * (1 - RESERVE))
 
 
 class Seats:
@@ -73,7 +80,9 @@ class Seats:
         """Note what the processes behind these rows held."""
         with self._change:
             for row in rows:
-                if row.process_bytes is not None:
+                if row.process_bytes is None:
+                    continue
+                with suppress(ValidationError):  # of a time when cells had other keys
                     like = _like(Cell.model_validate(row.config), row.kind)
                     self._seen[like] = max(self._seen.get(like, 0), row.process_bytes)
             self._change.notify_all()
@@ -107,7 +116,7 @@ class Seats:
 
     def _need(self, cell: Cell, shape: Shape, device: Device) -> int:
         seen = self._seen.get(_like(cell, shape.kind))
-        return device.capacity // self._n_seats if seen is None else round(HEADROOM * seen)
+        return device.given // self._n_seats if seen is None else round(HEADROOM * seen)
 
 
 def _like(cell: Cell, kind: str) -> tuple[object, ...]:
