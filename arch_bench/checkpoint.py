@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,11 @@ class Checkpoint(Callback):
         if self._every_s is None or not self._path.exists():
             return {}, ""
         try:
-            saved = torch.load(self._path, map_location="cpu", weights_only=True)
+            with self._path.open("rb") as file:
+                if not zipfile.is_zipfile(file):
+                    raise ValueError
+                file.seek(0)
+                saved = torch.load(file, map_location="cpu", weights_only=True)
             made_by = saved[_OURS]["made_by"]
             other = [name for name, value in self._made_by.items() if made_by[name] != value]
         except FileNotFoundError:  # another sweep has finished this training

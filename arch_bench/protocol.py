@@ -82,18 +82,20 @@ class Fair:
         if finals:
             yield Round(finals, "every seed at the rate chosen")
 
-    def _rates(self, cells: list[Cell]) -> list[float]:
+    def _rates(self, cells: list[Cell]) -> dict[float, float]:
+        """As they are used, with what they were before rounding, from which the next is reckoned."""
         given = sorted({cell.optim.lr for cell in cells})
         if len(given) > 1:
-            return given
+            return {rate: rate for rate in given}
         first = -(self._n_rates // 2)
-        return [_rounded(given[0] * self._ratio**i) for i in range(first, first + self._n_rates)]
+        exact = (given[0] * self._ratio**i for i in range(first, first + self._n_rates))
+        return {_rounded(rate): rate for rate in exact}
 
 
 class _Scan:
     """The rates tried for one contender, and what came of them."""
 
-    def __init__(self, cells: list[Cell], rates: list[float]) -> None:
+    def __init__(self, cells: list[Cell], rates: dict[float, float]) -> None:
         self._first, self._rates = cells[0], rates
         self._losses: dict[float, float | None] = {}
         """By rate; None where training failed."""
@@ -121,7 +123,8 @@ class _Scan:
         if self.is_open or best is None or self._n_extensions == at_most or best not in (tried[0], tried[-1]):
             return
         self._n_extensions += 1
-        self._rates.append(_rounded(best / ratio if best == tried[0] else best * ratio))
+        following = self._rates[best] / ratio if best == tried[0] else self._rates[best] * ratio
+        self._rates[_rounded(following)] = following
 
     def finals(self) -> list[Cell]:
         """Every seed at the best rate; at the given one where no rate worked, whose rows then say why."""
