@@ -183,6 +183,7 @@ def _measure(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting) -> 
     """Run one shape in its process; a process that ends badly becomes status rows."""
     before = _known(cell, shape)
     where = f" ({setting.log})" if setting.log else ""
+    setting = setting._replace(faults=log_path(cell, shape))
     try:
         if not cell.isolate:
             return run_shape(cell, shape, earlier)
@@ -190,6 +191,7 @@ def _measure(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting) -> 
     except isolate.TimedOut as error:
         return _give_up(cell, shape, before, "timeout", f"{error}{where}")
     except isolate.Crashed as error:
+        where = where or f" ({_noted(cell, shape, error)})"
         return _give_up(cell, shape, before, "crashed", f"{error}{where}")
     except ConfigError:
         raise
@@ -238,11 +240,15 @@ def log_path(cell: Cell, shape: Shape) -> Path:
 
 def logged(cell: Cell, shape: Shape, error: Exception) -> str:
     """A bug in one line, with the file that its traceback is added to."""
+    return f"{_summary(error)} ({_noted(cell, shape, error)})"
+
+
+def _noted(cell: Cell, shape: Shape, error: Exception) -> Path:
     path = log_path(cell, shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write("".join(traceback.format_exception(error)))
-    return f"{_summary(error)} ({path})"
+    return path
 
 
 def _give_up(cell: Cell, shape: Shape, before: list[Row], status: Status, reason: str) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from arch_bench.launchers import joblib
 from arch_bench.launchers.base import Done, Job
 from arch_bench.launchers.basic import Basic
 from arch_bench.launchers.joblib import MANY, Joblib, per_device
-from arch_bench.results import Row
-from arch_bench.shape import Shape
+from arch_bench.results import Outcome, Row
+from arch_bench.shape import Shape, Usage, save
 
 
 def done(launcher: Basic | Joblib, *cells: Cell) -> list[Done]:
@@ -80,6 +81,22 @@ def test_a_bug_in_a_phase_is_a_row_with_its_log(tmp_path: Path, monkeypatch: pyt
     assert row.reason == f"KeyError: 'seed' ({log})"
     assert "in answer" in log.read_text()
     assert [row.status for row in second.rows] == ["ok"]
+
+
+def fault(one: Cell, shape: Shape, _: list[Row]) -> list[Row]:
+    if one.seed == 1:
+        faulthandler._sigsegv()  # type: ignore[attr-defined]
+    return save(one, shape, [Outcome(seq_len=16, status="unsupported", reason="no")], Usage())
+
+
+def test_a_crash_of_native_code_is_a_row_with_its_log_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "run_shape", fault)
+    first, second = done(Basic(), *(cell(tmp_path, isolate=True, seed=i) for i in (1, 0)))
+    (log,) = (tmp_path / "logs").iterdir()
+    assert [row.reason for row in first.rows] == [f"the process was ended by SIGSEGV ({log})"]
+    assert "Segmentation fault" in log.read_text()
+    assert "in fault" in log.read_text()
+    assert [row.status for row in second.rows] == ["unsupported"]
 
 
 def test_how_many_share_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
