@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tasks.base",
     },
     "match": {"config", "ops"},
-    "catalog": {"config", "mixers.base", "usage"},
+    "catalog": {"config", "mixers.base", "results", "usage"},
     "search": set(),
     "ceiling": {"measure", "precision"},
     "energy": {"measure"},

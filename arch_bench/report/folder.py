@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import dataclasses
+import gzip
 import io
 import tempfile
 from collections.abc import Sequence
@@ -187,7 +189,12 @@ def _page_context(shown: Sequence[Section]) -> dict[str, Any]:
         + [[tradeoff_plot.plot(each) for each in of] for of in section.tradeoffs]
         for section in shown
     ]
-    return {"plots": plots, "script": get_plotlyjs(), "shapes": SVG_SHAPES, "dashes": SVG_DASHES}
+    return {"plots": plots, "script": _packed(get_plotlyjs()), "shapes": SVG_SHAPES, "dashes": SVG_DASHES}
+
+
+def _packed(text: str) -> str:
+    """A third of its size, the same for the same text; every browser since 2023 unpacks it."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def _render(template: str, context: dict[str, Any]) -> str:
