@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +86,30 @@ class Command:
             self.kill()
 
 
+def files(folder: Path) -> dict[Path, int]:
+    """Rows, logs and checkpoints, with their times."""
+    found = {}
+    for path in folder.glob("[lrc]*/*"):
+        with suppress(FileNotFoundError):  # removed just now
+            found[path] = path.stat().st_mtime_ns
+    return found
+
+
 def wait_for_moment(command: Command, folder: Path, chance: random.Random) -> str:
     """Wait as long as it takes to hit what is then returned."""
-    what = chance.choice(["composing", "working", "training", "training", "writing"])
+    before = files(folder)
+    what = chance.choice(["composing", "loading", "working", "working", "training", "training", "writing"])
     if what == "composing":
         time.sleep(chance.uniform(0.2, 4.0))
         return what
     command.wait_until(lambda: "to run" in command.printed)
-    time.sleep(chance.uniform(0.0, 5.0))
+    if what == "loading":
+        time.sleep(chance.uniform(0.0, 4.0))
+        return what
+    command.wait_until(lambda: files(folder) != before)
+    time.sleep(chance.uniform(0.0, 1.5))
     if what == "writing":
-        command.wait_until(lambda: any(folder.glob("*/*.tmp")), seconds=5)
+        command.wait_until(lambda: any(folder.glob("[rc]*/*.tmp")), seconds=5)
     if what == "training":
         command.wait_until(lambda: any(folder.glob("*/*.ckpt")), seconds=5)
         time.sleep(chance.uniform(0.0, 0.2))
@@ -128,7 +143,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_with_the_same_rows(
     assert last.end() == 0, last.printed
     rows = results.load([tmp_path])
     attempts = Counter(row.metrics["n_attempts"] for row in rows if row.kind == "quality")
-    print(f"kills: {dict(hit)}; rows by attempts: {dict(attempts)}")
+    print(f"kills: {dict(hit)}; rows by attempts: {dict(attempts)}")  # pytest -s shows it
     assert contents(tmp_path) == contents(undisturbed)
     assert len(rows) == 3 * N_CELLS
     assert {row.status for row in rows} == {"ok"}
