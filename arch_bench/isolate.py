@@ -220,7 +220,7 @@ def _serve(
     os.environ.update(setting.env)
     if setting.log is not None:
         _write_to(setting.log)
-    elif setting.faults is not None:
+    if setting.faults is not None:
         _tell_faults(setting.faults)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     gc.freeze()  # what was imported before the fork is never garbage: looking through it takes 0.2 s each time

@@ -183,7 +183,8 @@ def _measure(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting) -> 
     """Run one shape in its process; a process that ends badly becomes status rows."""
     before = _known(cell, shape)
     where = f" ({setting.log})" if setting.log else ""
-    setting = setting._replace(faults=log_path(cell, shape))
+    if setting.log is None:
+        setting = setting._replace(faults=log_path(cell, shape))
     try:
         if not cell.isolate:
             return run_shape(cell, shape, earlier)
