@@ -84,15 +84,18 @@ def _searches(cells: list[Cell], options: Options) -> list[_Search]:
     """One for cells that differ in seed, in searched dials and in how a phase measures only."""
     low, high = ({dial: of.ends[end] for dial, of in options.space.items()} for end in (0, 1))
     found: dict[str, list[Cell]] = {}
+    finals: dict[str, set[str]] = {}
     for cell in cells:
-        what = results.cell_key(_changed(cell, low | {"seed": 0}).model_dump())
+        plain = _changed(cell, low)
+        what = results.cell_key(plain.model_dump() | {"seed": 0})
         found.setdefault(what, []).append(cell)
+        finals.setdefault(what, set()).add(plain.model_dump_json())
     for first, *_ in found.values():
         _changed(first, high)  # so that what a dial does not take shows before anything is run
         for dial in options.space:
             if isinstance(_value(first, dial), dict | list):
                 raise ConfigError(f"protocol.space: {dial} is a group of dials; search those in it")
-    return [_Search(what, of, options) for what, of in found.items()]
+    return [_Search(what, of, len(finals[what]), options) for what, of in found.items()]
 
 
 def _changed(cell: Cell, changes: Values) -> Cell:
@@ -103,10 +106,10 @@ def _changed(cell: Cell, changes: Values) -> Cell:
 
 
 class _Search:
-    """The trials of one contender. what: its key, at the low ends of the space."""
+    """The trials of one contender. what: its key, at the low ends of the space; n_finals: cells to test at the end."""
 
-    def __init__(self, what: str, cells: list[Cell], options: Options) -> None:
-        self._cells, self._options = cells, options
+    def __init__(self, what: str, cells: list[Cell], n_finals: int, options: Options) -> None:
+        self._cells, self._n_finals, self._options = cells, n_finals, options
         self._seed = cells[0].seed
         ranges = {dial: [type(of).__name__, *of] for dial, of in options.space.items()}
         self.name = results.digest({"what": what, "seed": self._seed, "space": ranges})
@@ -120,7 +123,7 @@ class _Search:
     @property
     def n_left(self) -> int:
         """Trials still to come, and what follows them."""
-        return max(0, self._options.n_trials - len(self._values)) + len(self._cells)
+        return max(0, self._options.n_trials - len(self._values)) + self._n_finals
 
     def due(self) -> list[Cell]:
         """First those of earlier runs, to be answered from disk or to be ended; then new ones, none of them twice."""
@@ -138,11 +141,14 @@ class _Search:
 
     def learn(self, answers: Answers) -> None:
         """Take in those that are of this search."""
-        for cell, rows in answers:
-            if cell.trial is not None and cell.trial.study == self.name and rows:
-                self._rows[_text(cell.trial.values)] = rows[0]
-        for number in self._values:
-            self._tell(number)
+        mine = [
+            (cell.trial, rows) for cell, rows in answers if cell.trial is not None and cell.trial.study == self.name
+        ]
+        fresh = {_text(trial.values): rows[0] for trial, rows in mine if rows}
+        self._rows |= fresh
+        for number, values in self._values.items():
+            if _text(values) in fresh:
+                self._tell(number)
 
     def finals(self) -> list[Cell]:
         """Every seed at the best values; at the given ones where no trial worked, whose rows then say why."""

@@ -9,26 +9,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
-import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from optuna.trial import TrialState
 
 from arch_bench import journal, report, results, run
 from arch_bench.config import Cell, ConfigError, Trial, cell_of, compose
-from arch_bench.guard import Pruned
 from arch_bench.optuna_search import Optuna
 from arch_bench.protocol import Round
-from arch_bench.pruning import Pruning
 from arch_bench.report import learning_rates, search_table, tables
 from arch_bench.report.study import Study
 from arch_bench.results import Row, Status
 from arch_bench.shape import Shape, row_path
-from arch_bench.team import SOLO
 
 RATES = {"optim.lr": [1e-4, 0.1, "log"]}
 Objective = Callable[[Cell], float | Status]
@@ -164,7 +158,7 @@ def test_each_contender_has_a_search_and_what_the_grid_tries_comes_first(tmp_pat
     first = [(cell.n_layers, cell.optim.lr) for cell in rounds[0].cells]
     assert first[:3] == [(1, 1e-3), (1, 2e-3), (2, 1e-3)]
     assert len(list((tmp_path / "optuna").glob("*.log"))) == 2
-    assert [len(round_.cells) for round_ in rounds] == [4]
+    assert [(len(round_.cells), round_.n_later) for round_ in rounds] == [(4, 3)]
     assert last.cells[0] == speed[0], "what trains nothing is as it is given"
     assert [(cell.n_layers, cell.seed) for cell in last.cells[1:]] == [(1, 0), (1, 1), (2, 0)]
 
@@ -247,64 +241,6 @@ def test_what_one_search_gave_up_is_no_answer_to_anybody_else(tmp_path: Path) ->
     row(mine, 1.0)
     assert [run.is_done(each) for each in (scan, mine, other)] == [True, True, True]
     assert Shape("scan", [cell.seq_len]).paths(mine)[0].exists()
-
-
-def validated(callback: Pruning, step: int, loss: float, *, is_fitting: bool = True) -> None:
-    trainer: Any = SimpleNamespace(
-        state=SimpleNamespace(fn=TrainerFn.FITTING if is_fitting else TrainerFn.VALIDATING),
-        callback_metrics={"val/loss_nats": torch.tensor(loss)},
-        should_stop=False,
-        global_step=step,
-        max_steps=40,
-    )
-    callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
-
-
-def with_three_finished(folder: Path) -> Cell:
-    """A cell whose search has seen losses of 1, 2 and 3, and is at its fourth trial."""
-    (cell,) = cells(folder)
-    study = journal.study(journal.path_of(cell, "search"))
-    for loss in (1.0, 2.0, 3.0):
-        trial = study.ask()
-        for step in (10, 20):
-            trial.report(loss, step)
-        study.tell(trial, loss)
-    study.ask()
-    return a_trial(cell, 3)
-
-
-def begun(cell: Cell) -> Pruning:
-    assert cell.trial is not None
-    callback = Pruning(cell, cell.trial, SOLO)
-    callback.on_fit_start(None, None)  # type: ignore[arg-type]
-    return callback
-
-
-def test_a_training_is_given_up_when_it_is_worse_than_the_median(tmp_path: Path) -> None:
-    cell = with_three_finished(tmp_path)
-    callback = begun(cell)
-    validated(callback, 5, 9.0)  # too early to tell
-    validated(callback, 10, 1.9)
-    validated(callback, 15, float("nan"))  # which the training itself notices
-    validated(callback, 20, 9.0)  # its best so far counts
-    validated(callback, 20, 9.0, is_fitting=False)
-    reported = study_of(tmp_path).trials[3].intermediate_values
-    assert reported == {5: 9.0, 10: pytest.approx(1.9), 20: 9.0}
-    assert not list((tmp_path / "optuna").glob("*.lock"))
-
-
-def test_a_training_that_goes_on_is_judged_again_at_the_same_step(tmp_path: Path) -> None:
-    cell = with_three_finished(tmp_path)
-    for _ in range(2):
-        words = r"^validation loss 2.1 by step 10: worse than 2, the median of 3 finished trials at that step$"
-        with pytest.raises(Pruned, match=words):
-            validated(begun(cell), 10, 2.1)
-    study_of(tmp_path).tell(3, state=TrialState.PRUNED)
-    validated(begun(cell), 10, 2.1)  # the row of a finished trial was lost: trained to its end
-
-
-def test_the_last_validation_gives_nothing_up(tmp_path: Path) -> None:
-    validated(begun(with_three_finished(tmp_path)), 40, 9.0)
 
 
 def test_a_report_shows_the_best_trials_and_no_failures(tmp_path: Path) -> None:
