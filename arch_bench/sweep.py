@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from arch_bench.complaint import one_line
 from arch_bench.config import Cell, ConfigError, Sweeping, cell_of, made, sweeping_of
 from arch_bench.results import RETRIED, load, sweep_up
+from arch_bench.space import shown
 
 if TYPE_CHECKING:
     from arch_bench.launchers.base import Done, Job, Launcher
@@ -99,8 +100,10 @@ class Sweep:
 
     def _label(self, cell: Cell) -> str:
         has_rates = cell.phases == ["scan"] or len({each.optim.lr for each in self._cells}) > 1
-        rate = f", lr {cell.optim.lr:g}" if has_rates else ""
-        return f"{cell.backbone_name} on {cell.task_name}, seq_len {cell.seq_len}, seed {cell.seed}{rate}"
+        tried = f", lr {cell.optim.lr:g}" if has_rates else ""
+        if cell.trial is not None:
+            tried = f", trial {cell.trial.number}: {shown(cell.trial.values)}"
+        return f"{cell.backbone_name} on {cell.task_name}, seq_len {cell.seq_len}, seed {cell.seed}{tried}"
 
     def _hear(self, done: Done) -> None:
         for text in done.lines:

@@ -27,6 +27,7 @@ from arch_bench.report import (
     panels,
     provenance,
     rate_panels,
+    search_table,
     slice_table,
     solved_table,
     tables,
@@ -83,7 +84,7 @@ def write(rows: list[Row], out: Path, title: str) -> list[Path]:
         raise ValueError("no rows to report on")
     study = Study(rows)
     shown = sections(study)
-    files: dict[str, bytes] = {"rows.csv": rows_csv(study.rows)}
+    files: dict[str, bytes] = {"rows.csv": rows_csv(study.every)}
     files |= _figures(shown)
     known = {f"figures/{stem}.{ending}" for stem in STEMS for ending in ("png", "svg")}
     context = _context(study, shown, title)
@@ -162,7 +163,12 @@ def _context(study: Study, shown: Sequence[Section], title: str) -> dict[str, An
     """What both templates show."""
     every = [tables.scores(study, metric) for metric in (metrics.ACCURACY, metrics.BITS_PER_BYTE, metrics.GENERATED)]
     every += [solved_table.numbers(study), *pair_tables.matrices(study), fronts.numbers(study)]
-    every += [learning_rates.numbers(study), heat_maps.numbers(study), slice_table.numbers(study)]
+    every += [
+        learning_rates.numbers(study),
+        search_table.numbers(study),
+        heat_maps.numbers(study),
+        slice_table.numbers(study),
+    ]
     every += [cost_tables.scaling(study), cost_tables.crossovers(study)]
     every += [cost_tables.training(study), cost_tables.decoding(study), kernel_table.numbers(study)]
     every += [tables.failures(study)]
