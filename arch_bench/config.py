@@ -236,7 +236,7 @@ def made(group: str, node: Node, name: str, try_out: Callable[[Any], None] | Non
         if try_out is not None:
             try_out(built)
     except ValueError as error:
-        raise ConfigError(f"{group}={name}: {error}") from None
+        raise ConfigError(f"{group}={name}: {error}" if name else f"{group}.{error}") from None
     return built
 
 
