@@ -145,6 +145,15 @@ def interrupt() -> None:
     _is_interrupted.set()
 
 
+def end_all() -> None:
+    """Interrupt all calls, and wait until their processes have saved and ended.
+
+    For a signal handler: it may have taken this very thread out of a call, whose processes nobody else would end.
+    """
+    interrupt()
+    _end(multiprocessing.active_children())
+
+
 def _receive(connections: list[Connection], processes: list[Any], time_limit_s: float) -> Any:
     """The answer of the first.
 
@@ -166,6 +175,8 @@ def _receive(connections: list[Connection], processes: list[Any], time_limit_s: 
                 failures.append(value)
                 is_final = isinstance(value, Crashed) or one is connections[0]
                 end = min(end, time.monotonic() + (SHORT_S if is_final else LONG_S))
+    if _is_interrupted.is_set():  # which ended the process, whatever that looks like from here
+        raise Interrupted
     if not failures:
         raise TimedOut(f"stopped after {time_limit_s:g} s (time_limit_s)")
     raise next((failure for failure in failures if not isinstance(failure, LostPeer)), failures[0])

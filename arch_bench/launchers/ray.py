@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from arch_bench.config import Cell, ConfigError
 from arch_bench.isolate import GRACE_S, Setting
 from arch_bench.launchers.base import Done, Job, attempt_silently, check_isolated, engine, lost
-from arch_bench.run import TIMED, Seat, log_path
+from arch_bench.run import TIMED, Seat, Seating, log_path
 from arch_bench.shape import Shape
 
 GLANCE_S = 0.2
@@ -172,7 +172,7 @@ class _Tasks:
             self._ray.wait(list(self._jobs), num_returns=len(self._jobs), timeout=GRACE_S + 5)
 
 
-class _Crowded(Exception):
+class Crowded(Exception):
     """A shape ran out of memory beside others; it may fit a GPU of its own."""
 
 
@@ -180,21 +180,26 @@ def _attempt(job: Job, folder: str, share: Share) -> Done | None:
     """Run a job in a worker of Ray; None: it needs a whole GPU."""
     os.chdir(folder)
     vars(sys.modules["__main__"]).pop("__file__", None)  # or each process would run Ray's own script again
+    try:
+        return attempt_silently(job, seating(share))
+    except Crowded:
+        return None
+
+
+def seating(share: Share) -> Seating:
+    """Every shape where the task is. Raises Crowded for one that is to run again alone, and is not."""
     threads = str(max(1, int(share.cpus)))
     env = {"ARCH_BENCH_THREADS": threads, "TORCHINDUCTOR_COMPILE_THREADS": threads}
 
     @contextmanager
-    def seating(cell: Cell, shape: Shape, *, alone: bool) -> Iterator[Seat]:
+    def seat(cell: Cell, shape: Shape, *, alone: bool) -> Iterator[Seat]:
         if alone and share.is_shared:
-            for path in shape.paths(cell):  # rows that say it ran out of memory: not true yet
+            for path in shape.paths(cell):  # rows that say it ran out of memory, which is not true yet
                 path.unlink(missing_ok=True)
-            raise _Crowded
+            raise Crowded
         yield Seat(Setting(env=env, log=log_path(cell, shape)), is_shared=share.is_shared)
 
-    try:
-        return attempt_silently(job, seating)
-    except _Crowded:
-        return None
+    return seat
 
 
 def _is_timed(cell: Cell) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import shutil
@@ -19,8 +18,8 @@ from arch_bench.launchers.base import Done, Job, Launcher, check_isolated, engin
 
 POLL_S = {"slurm": 5.0, "local": 0.5}
 """How often to look for answers."""
-PATIENCE_S = 10.0
-"""How long after SIGTERM the signal may come by which submitit has a job run again."""
+PATIENCE_S = 3600.0
+"""How long after SIGTERM SLURM may let a job live: one that it has to kill runs again, one that ends by itself is over."""
 
 
 class Submitit:
@@ -136,7 +135,7 @@ class Submitit:
         for task in tasks:
             task.cancel(check=False)
         if tasks:
-            print(f"cancelled {len(tasks)} jobs", file=sys.stderr)
+            print(f"cancelled {len(tasks)} job{'s' * (len(tasks) > 1)}", file=sys.stderr)
 
 
 class Batch:
@@ -158,23 +157,16 @@ class Batch:
 
     def checkpoint(self) -> Any:
         """submitit asks for this at its signal, and then has it run in another job."""
-        _save()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the queue sends next
+        isolate.end_all()
         return engine("submitit", "submitit").helpers.DelayedSubmission(self)
 
 
 def _make_way(*_: Any) -> None:
-    """Preempted or cancelled: save, and leave room for submitit's own signal before the end."""
-    _save()
+    """Preempted or cancelled: save, and wait to be killed, or for submitit's own signal."""
+    isolate.end_all()
     time.sleep(PATIENCE_S)
     sys.exit(128 + signal.SIGTERM)
-
-
-def _save() -> None:
-    """Ask the processes of all cells to save and end, and wait for them: the threads that called them see to that."""
-    isolate.interrupt()
-    end = time.monotonic() + isolate.GRACE_S + 5
-    while multiprocessing.active_children() and time.monotonic() < end:
-        time.sleep(0.1)
 
 
 def _why(message: str) -> str:
