@@ -152,7 +152,7 @@ def family(pid: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 def test_rows_do_not_show_that_a_job_had_to_make_way(tmp_path: Path) -> None:
     """SLURM sends its signal to all processes of a job; submitit then has the job run again."""
-    long = ["trainer.max_steps=400", "trainer.val_every=100", "checkpoint_every_s=0.1"]
+    long = ["trainer.max_steps=200", "trainer.val_every=50", "checkpoint_every_s=0.1"]
     (whole,) = Joblib(pack=1, mps=False).run([job(tmp_path / "whole", *long)])
     chosen, parts = launcher(), job(tmp_path / "parts", *long)
     tasks: list[Any] = []

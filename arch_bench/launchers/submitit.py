@@ -19,7 +19,7 @@ from arch_bench.launchers.base import Done, Job, Launcher, check_isolated, engin
 POLL_S = {"slurm": 5.0, "local": 0.5}
 """How often to look for answers."""
 PATIENCE_S = 3600.0
-"""How long after SIGTERM SLURM may let a job live: one that it has to kill runs again, one that ends by itself is over."""
+"""How long SLURM may let a job live after SIGTERM. What it has to kill runs again; what ends by itself is over."""
 
 
 class Submitit:
