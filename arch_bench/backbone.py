@@ -112,6 +112,11 @@ class Backbone(nn.Module):
         return all(block.mixer.counts_all_flops for block in self._stack)
 
     @property
+    def picks_by_score(self) -> bool:
+        """Whether a mixer picks what to see by comparing scores."""
+        return any(block.mixer.picks_by_score for block in self._stack)
+
+    @property
     def has_reference(self) -> bool:
         """Whether every mixer can be compared with a readable version of itself."""
         return all("reference" in block.mixer.kernels for block in self._stack)

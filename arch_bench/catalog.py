@@ -9,9 +9,12 @@ from hydra.utils import get_class
 
 from arch_bench.config import CONF, Cell, build, cell_of, compose
 from arch_bench.mixers.base import Card, Mixer
+from arch_bench.results import Row, load
 from arch_bench.usage import options
 
-HEADINGS = "backbone", "what it is", "family", "state", "training", "decoding", "kernels", "source"
+HEADINGS = "backbone", "what it is", "family", "state", "training", "decoding", "recall", "steps/s", "kernels", "source"
+MEASURED = CONF.parent / "results" / "published" / "every_backbone"
+"""Rows of `experiment=every_backbone`: token accuracy on 16 pairs in 256 tokens, and the rate of the steps."""
 HYBRID = Card("hybrid", *["as its mixers"] * 4)
 BLANK = Card(*[""] * 5)
 
@@ -28,9 +31,22 @@ def _row(name: str) -> list[str]:
     what = (CONF / "backbone" / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ").rstrip(".")
     pattern = compose([f"backbone={name}"]).backbone.pattern
     if pattern is not None:
-        return [name, what, *HYBRID[:4], *HYBRID[-1:] * 2]
+        return [name, what, *HYBRID[:4], *_measured(name), *HYBRID[-1:] * 2]
     card, kernels = _known(cell_of(compose([f"backbone={name}"])))
-    return [name, what, *card[:4], ", ".join(f"`{kernel}`" for kernel in kernels), card.source]
+    return [name, what, *card[:4], *_measured(name), ", ".join(f"`{kernel}`" for kernel in kernels), card.source]
+
+
+@cache
+def _rows() -> list[Row]:
+    return [row for row in load([MEASURED]) if row.status == "ok"]
+
+
+def _measured(name: str) -> tuple[str, str]:
+    """Accuracy and rate; a dash for what has not been measured."""
+    mine = [row for row in _rows() if row.backbone == name and row.seq_len == row.train_seq_len]
+    accuracy = next((f"{row.metrics['token_accuracy']:.0%}" for row in mine if row.kind == "quality"), "–")
+    rates = (1000 / float(row.metrics["train_step_ms"] or 0) for row in mine if row.kind == "speed")
+    return accuracy, next((f"{rate:,.0f}" for rate in rates), "–")
 
 
 def _known(cell: Cell) -> tuple[Card, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -86,6 +87,19 @@ class Decode(_Record):
     n_tokens: Count
 
 
+class Trial(_Record):
+    """What makes a cell one trial of a search."""
+
+    study: str
+    """The search, by the name of its journal."""
+    number: Annotated[int, Field(ge=0)]
+    values: Node
+    """What is tried, by dial."""
+    prune_from_trial: Annotated[int, Field(ge=1)] | None
+    """Trials that must have finished before this one may be given up; None: it never is."""
+    prune_from_step: Annotated[int, Field(ge=0)]
+
+
 class Cell(_Record):
     """A backbone on a task at one training length and one seed: every number that its rows depend on."""
 
@@ -118,6 +132,10 @@ class Cell(_Record):
     decode: Decode
     chosen: str = ""
     """What a protocol chose for it, and why; never set by a file."""
+    trial: Trial | None = None
+    """Of a search, by a protocol; never set by a file."""
+    overrides: Annotated[list[str], Field(exclude=True)] = []
+    """What was asked for to compose it: `recomposed` goes by them, and rows do not hold them."""
 
 
 class Sweeping(_Record):
@@ -130,7 +148,27 @@ class Sweeping(_Record):
 
 def cell_of(cfg: DictConfig) -> Cell:
     """Resolve and check a composed config. Raises ConfigError for the first value that is not allowed."""
-    return _checked(Cell, {key: value for key, value in _values(cfg).items() if key not in Sweeping.model_fields})
+    values = {key: value for key, value in _values(cfg).items() if key not in Sweeping.model_fields}
+    return _checked(Cell, values | {"overrides": _overrides()})
+
+
+def recomposed(cell: Cell, changes: Mapping[str, Any]) -> Cell:
+    """The same cell with other values of some dials, and with all that follows from them.
+
+    What was changed in a cell after it was composed is lost. Raises ConfigError, and what Hydra raises of unknown keys.
+    """
+    added = [f"{dial}={json.dumps(value)}" for dial, value in changes.items()]
+    return cell_of(compose([*cell.overrides, *added]))
+
+
+def _overrides() -> list[str]:
+    """Those of the config that Hydra composed last, and the user's folder of configs."""
+    if not HydraConfig.initialized():
+        return []
+    made = HydraConfig.get()
+    folders = [source.path for source in made.runtime.config_sources if source.provider == "command-line"]
+    searchpath = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else []
+    return [*searchpath, *made.overrides.task]
 
 
 def sweeping_of(cfg: DictConfig) -> Sweeping:

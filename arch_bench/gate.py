@@ -21,6 +21,8 @@ ALLOWED = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}
 def check(cell: Cell, backbone: Backbone, precision: str, **sizes: int) -> Metrics:
     """`gate_error`, relative, against the same weights in fp32 by `kernel=reference`; `gate_why` if there is no such.
 
+    What picks positions by their scores is compared in fp32, whatever `precision` is, and says so (`gate_precision`).
+
     sizes: what the backbone was built with besides its configuration.
 
     Raises Unsupported when it is more than ALLOWED, for two layers, and for more as rounding errors add up: a figure of
@@ -28,6 +30,7 @@ def check(cell: Cell, backbone: Backbone, precision: str, **sizes: int) -> Metri
     """
     if not backbone.has_reference:
         return {"gate_why": NO_REFERENCE}
+    precision = "fp32" if backbone.picks_by_score else precision
     weight = backbone.embedding.weight
     device, was_training = weight.device, backbone.training
     rng = torch.Generator(device).manual_seed(0)
@@ -44,7 +47,7 @@ def check(cell: Cell, backbone: Backbone, precision: str, **sizes: int) -> Metri
         raise Unsupported(
             f"kernel={backbone.kernel} is {error:.2g} off its reference in {precision}, allowed is {allowed:.2g}"
         )
-    return {"gate_error": error}
+    return {"gate_error": error, "gate_precision": precision}
 
 
 def _reference(cell: Cell, backbone: Backbone, sizes: dict[str, int]) -> Backbone:

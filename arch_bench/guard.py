@@ -15,6 +15,10 @@ class Diverged(Exception):
     """The loss stopped being a finite number."""
 
 
+class Pruned(Exception):
+    """A search gave this training up: others did better by then."""
+
+
 _NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 
 
@@ -32,6 +36,8 @@ def guarded(measure: Callable[[], list[Outcome]], lengths: list[int], kernel: st
         status, reason = _status("unsupported", error)
     except Diverged as error:
         status, reason = _status("diverged", error)
+    except Pruned as error:
+        status, reason = _status("pruned", error)
     _free()  # only here has the traceback let go of the tensors
     return [Outcome(seq_len=n, kernel=kernel, status=status, reason=reason) for n in lengths]
 

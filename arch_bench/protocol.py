@@ -63,7 +63,7 @@ class Fair:
         trained = [cell for cell in cells if "quality" in cell.phases]
         others = [cell for cell in cells if "quality" not in cell.phases]
         if self._match:
-            trained = _matched(trained)
+            trained = matched(trained)
         scans = [_Scan(contenders, self._rates(contenders)) for contenders in _contenders(trained)]
         n_finals = sum(len(scan.seeds) for scan in scans) + len(others)
         due = [cell for scan in scans for cell in scan.due()]
@@ -167,7 +167,7 @@ def _identity(cell: Cell) -> str:
     return json.dumps(values, sort_keys=True)
 
 
-def _matched(cells: list[Cell]) -> list[Cell]:
+def matched(cells: list[Cell]) -> list[Cell]:
     """With the parameters of the first backbone among those that share task, length and given size."""
     from arch_bench.match import n_params
 

@@ -23,6 +23,7 @@ from arch_bench.lit import LitSequence
 from arch_bench.measure import pick_device
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import autocast, pick_precision
+from arch_bench.pruning import Pruning
 from arch_bench.results import Metrics, Outcome
 from arch_bench.strategy import ShardedStrategy, TeamStrategy
 from arch_bench.team import SOLO, Team
@@ -77,6 +78,8 @@ def _train(cell: Cell, logger: Logger | None, team: Team) -> _Trained:
     data = _data(cell, task, device, team)
     watch, saver = Watch(cell.trainer.stop_at), Checkpoint(cell, device, task.provenance())
     shown: list[Callback] = [] if team.rank else [Bar()]
+    if cell.trial is not None:
+        shown.append(Pruning(cell, cell.trial, team))
     options: dict[str, Any] = {"val_check_interval": data.val_check_interval, "plugins": [WholeFiles()]}
     trainer = make_trainer(cell, device, [watch, saver, *shown], logger, **_ways(team, device) | options)
     if logger is not None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 Kind = Literal["quality", "scan", "speed", "decode", "kernels"]
-Status = Literal["ok", "oom", "unsupported", "diverged", "timeout", "crashed"]
+Status = Literal["ok", "oom", "unsupported", "diverged", "timeout", "crashed", "pruned"]
 Metrics = dict[str, float | int | str | None]
 
 
@@ -128,7 +128,7 @@ def _rows_of(folder: Path) -> Path:
 _BOOKKEEPING = frozenset(
     {
         *("results_dir", "logger", "isolate", "rerun", "time_limit_s", "checkpoint_every_s"),
-        *("phases", "eval_scales", "chosen"),
+        *("phases", "eval_scales", "chosen", "trial"),
     }
 )
 _PHASE_SETTINGS = frozenset({"speed", "decode"})
@@ -145,7 +145,7 @@ def cell_key(config: dict[str, Any]) -> str:
     kept = {k: v for k, v in config.items() if k not in _BOOKKEEPING | _PHASE_SETTINGS}
     for group, neutral in _ADDED.items():
         kept[group] = {k: v for k, v in kept[group].items() if k not in neutral or v != neutral[k]}
-    return _digest(kept)
+    return digest(kept)
 
 
 def file_name(config: dict[str, Any], kind: Kind, seq_len: int, contender: str = "") -> str:
@@ -156,8 +156,9 @@ def file_name(config: dict[str, Any], kind: Kind, seq_len: int, contender: str =
     phase = "speed" if kind == "kernels" else kind  # which goes by the same lengths and batches
     settings = {k: v for k, v in config.get(phase, {}).items() if k not in _WHICH_LENGTHS}
     name = f"-{re.sub('[^A-Za-z0-9_]+', '_', contender)}" if contender else ""
-    return f"{cell_key(config)}-{kind}-{seq_len}-{_digest(settings)[:4]}{name}.json"
+    return f"{cell_key(config)}-{kind}-{seq_len}-{digest(settings)[:4]}{name}.json"
 
 
-def _digest(value: dict[str, Any]) -> str:
+def digest(value: dict[str, Any]) -> str:
+    """A short name for a configuration."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -185,7 +185,13 @@ def _known(cell: Cell, shape: Shape) -> list[Row]:
             rows.append(results.read(path))
         except (FileNotFoundError, ValueError):
             return []
-    return [] if any(row.status in RETRIED for row in rows) else rows
+    return [] if any(row.status in RETRIED or _is_given_up(row, cell) for row in rows) else rows
+
+
+def _is_given_up(row: Row, cell: Cell) -> bool:
+    """By a search other than the cell's."""
+    search = cell.trial.study if cell.trial else ""
+    return row.status == "pruned" and row.config["trial"]["study"] != search
 
 
 def _seated(cell: Cell, shape: Shape, earlier: list[Row], seating: Seating) -> list[Row]:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from arch_bench.complaint import one_line
 from arch_bench.config import Cell, ConfigError, Sweeping, cell_of, made, sweeping_of
 from arch_bench.results import Row, load
+from arch_bench.space import shown
 
 if TYPE_CHECKING:
     from arch_bench.launchers.base import Done, Job, Launcher
@@ -93,8 +94,10 @@ class Sweep:
         from arch_bench.launchers.base import Job
 
         where = f"[{number}/{n_cells}] " if self._name else ""
-        rate = f", lr {cell.optim.lr:g}" if cell.phases == ["scan"] else ""
-        text = f"{where}{cell.backbone_name} on {cell.task_name}, seq_len {cell.seq_len}, seed {cell.seed}{rate}"
+        tried = f", lr {cell.optim.lr:g}" if cell.phases == ["scan"] else ""
+        if cell.trial is not None:
+            tried = f", trial {cell.trial.number}: {shown(cell.trial.values)}"
+        text = f"{where}{cell.backbone_name} on {cell.task_name}, seq_len {cell.seq_len}, seed {cell.seed}{tried}"
         return Job(cell, text)
 
     def _hear(self, done: Done) -> None:

@@ -227,7 +227,7 @@ class TrainStep:
                 run = self._prepare(kind, batch)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError as error:  # what dynamo, inductor and CUDA raise have this in common
+            except (RuntimeError, AssertionError) as error:  # what dynamo, inductor and CUDA raise
                 obstacle = _first_line(error)
             finally:
                 before.restore()

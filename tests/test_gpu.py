@@ -14,12 +14,13 @@ import fla_pairs
 import pytest
 import torch
 from fla_pairs import PAIRS
-from models import BACKBONES, DECODERS, depth
+from models import BACKBONES, CORE, DECODERS, depth
 
 from arch_bench import quality, results, run
 from arch_bench.backbone import Backbone
 from arch_bench.config import Cell, build, cell_of, compose
 from arch_bench.decoder import EagerDecoder, GraphDecoder
+from arch_bench.generation import generate
 from arch_bench.mixers.fla_layer import FlaLayer, not_installed
 from arch_bench.ops import attention, local_attention, nsa
 from arch_bench.ops.causal_conv import causal_conv
@@ -134,6 +135,22 @@ def test_a_graph_decodes_what_eager_steps_do(name: str) -> None:
         torch.testing.assert_close(graph(x[:, t]), eager(x[:, t]), atol=1e-4, rtol=1e-4)
     graph.restart()
     assert graph.state[0].item() == 150
+
+
+@pytest.mark.parametrize("name", CORE)
+@torch.no_grad()
+def test_what_is_generated_is_what_a_cpu_generates(name: str) -> None:
+    model = backbone(name, "auto").eval()
+    torch.nn.init.normal_(model.head.weight)  # far from a tie between the likeliest tokens
+    x = tokens()[:, :50]
+    found = generate(model, x, 30).cpu()
+    written = torch.cat((x.cpu(), found[:, :-1]), 1)
+    with torch.device("cpu"):
+        slow = build(cell_for(name, "reference"), "backbone", vocab_size=VOCAB).eval()
+    slow.load_state_dict({key: value.cpu() for key, value in model.state_dict().items()})
+    logits = slow.head(slow(written))[:, 49:]
+    chosen = logits.gather(-1, found.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(chosen, logits.amax(-1), atol=2e-2, rtol=0)
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -46,6 +46,8 @@ class Mixer(nn.Module, ABC):
     """Whether no position sees a later one."""
     takes_relative_positions: ClassVar[bool] = False
     """Whether the mixer itself can apply rotary or ALiBi positions, as attention can."""
+    picks_by_score: ClassVar[bool] = False
+    """Whether it picks what to see by comparing scores: rounded ones may pick otherwise, which is no error."""
     counts_all_flops: ClassVar[bool] = True
     """Whether `flops_per_token` holds all of them, so that utilisation can be told."""
 

@@ -141,4 +141,6 @@ def _mamba_ssm_obstacle(heads: Heads) -> str | None:
     x = torch.ones(1, T, H, heads.d_value, device=heads.device, dtype=heads.dtype)
     B = torch.ones(1, T, heads.d_key, device=heads.device, dtype=heads.dtype)
     delta = torch.full((1, T, H), 0.1, device=heads.device)
-    return refusal("mamba_ssm", lambda *inputs: _mamba_ssm(*inputs)[0], (x, delta, -delta[0, 0], B, B))
+    return refusal(
+        "mamba_ssm", lambda *inputs: _mamba_ssm(*inputs)[0], (x, delta, -delta[0, 0], B, B), ("mamba2", heads)
+    )

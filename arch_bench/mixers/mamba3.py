@@ -235,4 +235,5 @@ def _mamba_ssm_obstacle(heads: Heads, n_pairs: int) -> str | None:
         p = Projected(x, x, B, B, delta, -delta, delta, B[..., :n_pairs])
         return _mamba_ssm(p, *biases, torch.ones(H, device=heads.device), with_state=False)[0]
 
-    return refusal("mamba_ssm", run, (x.to(heads.dtype), B.to(heads.dtype), delta, biases))
+    inputs = (x.to(heads.dtype), B.to(heads.dtype), delta, biases)
+    return refusal("mamba_ssm", run, inputs, ("mamba3", heads, n_pairs))

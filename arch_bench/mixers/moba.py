@@ -28,6 +28,7 @@ class Moba(Attention):
     Raises as `Attention`, and ValueError if `block` < 1 or `top_k` < 0.
     """
 
+    picks_by_score = True
     card = Card(
         "sparse attention", "(2 T + T / block) d", "(top_k block + T / block) d", "as training", "Lu et al. 2025"
     )

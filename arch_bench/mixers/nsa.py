@@ -36,6 +36,7 @@ class NSA(Attention):
     Raises as `Attention`, and ValueError if `block` or `window` < 1 or `top_k` < 3.
     """
 
+    picks_by_score = True
     card = Card(
         "sparse attention",
         "2 (T + T / block) d n_kv_heads / n_heads",

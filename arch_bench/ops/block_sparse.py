@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arch_bench.ops.attention import Heads
-from arch_bench.ops.local_attention import FLEX_BLOCK, compiled_flex, flex_obstacle
+from arch_bench.ops.local_attention import FLEX_BLOCK, flex_obstacle, run_flex
 from arch_bench.ops.pattern import Pattern, numbers, tables, tiles
 
 BlockSparseFn = Callable[[Tensor, Tensor, Tensor, Pattern, Tensor | None], Tensor]
@@ -90,7 +90,7 @@ def flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, slopes: Tensor | Non
         return score - slopes[h] * (i - j)
 
     mask = _flex_mask(pattern, q.shape[-2], q.device)
-    return compiled_flex()(q, k, v, score_mod=None if slopes is None else lower_far_scores, block_mask=mask)
+    return run_flex(q, k, v, score_mod=None if slopes is None else lower_far_scores, block_mask=mask)
 
 
 @cache

@@ -135,5 +135,6 @@ def _fla_refusal(heads: Heads) -> str | None:
             "fla",
             lambda q, k, v, beta, decay: _fla(q, k, v, beta, decay)[0],
             (k, k, v, beta, torch.full_like(beta, -0.1)),
+            heads,
         )
-    return refusal("fla", lambda q, k, v, beta: _fla(q, k, v, beta, None)[0], (k, k, v, beta))
+    return refusal("fla", lambda q, k, v, beta: _fla(q, k, v, beta, None)[0], (k, k, v, beta), heads)

@@ -6,13 +6,18 @@ seq_len, width).
 At the first use of a shape Triton tries out how to run each kernel (autotuning), which takes minutes. What it finds it
 keeps for the process, and for fla also on disk, in Triton's cache directory (fla/utils/env.py, FLA_CACHE_RESULTS). To
 some kernels the number of heads is part of the shape, as widths and dtypes are to all: hence a trial has all heads. The
-length never is, the batch to cumulative sums only, which are quickly tuned.
+length never is, the batch to cumulative sums only, which are quickly tuned. A trial that failed is remembered.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -40,14 +45,64 @@ def missing(device: torch.device, package: str) -> str | None:
     return f"needs {' and '.join(absent)}, not installed" if absent else None
 
 
+def refusal(package: str, run: Callable[..., Tensor], inputs: Sequence[Tensor], about: object = None) -> str | None:
+    """Why a forward and backward pass over `inputs` fails, or None: some GPUs, dtypes and widths are refused.
+
+    A refusal can take a minute to find, for Triton then tries all it has, in every process anew. It is kept on disk for
+    what `about` says of the kernel, this device and these versions; None: it is not kept. What a device in trouble
+    raises is no refusal of these shapes, and not kept either.
+    """
+    note = None if about is None else _note(package, about)
+    if note is not None and note.is_file():
+        return f"{note.read_text()}, as found before: {note}"
+    error = _failure(run, inputs)
+    if error is None:
+        return None
+    first, *_ = str(error).strip().splitlines() or [""]
+    reason = f"{package} cannot train this here ({type(error).__name__}: {first})"
+    if note is not None and not any(word in str(error) for word in _IN_TROUBLE):
+        _keep(note, reason)
+    return reason
+
+
+_IN_TROUBLE = ("CUDA", "out of memory")
+"""Words of errors that are the device's, or that of others on it, rather than the kernel's."""
+
+
 @torch.inference_mode(False)
 @torch.enable_grad()
-def refusal(package: str, run: Callable[..., Tensor], inputs: Sequence[Tensor]) -> str | None:
-    """Why a forward and backward pass over `inputs` fails, or None: some GPUs, dtypes and widths are refused."""
+def _failure(run: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Exception | None:
     leaves = [x.clone().requires_grad_() for x in inputs]
     try:
         torch.autograd.grad(run(*leaves).sum(), leaves)
     except Exception as error:  # of Triton's compiler, of its launcher, an assertion: nothing that they share
-        first, *_ = str(error).strip().splitlines() or [""]
-        return f"{package} cannot train this here ({type(error).__name__}: {first})"
+        return error
     return None
+
+
+def _note(package: str, about: object) -> Path:
+    """Where a refusal is kept: beside what Triton keeps."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    versions = [f"{name} {_version(name)}" for name in ("torch", "triton", *_DISTRIBUTIONS[package])]
+    text = "\n".join([type(about).__module__, str(about), device, *versions])
+    folder = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    return folder / "arch_bench" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.txt"
+
+
+_DISTRIBUTIONS = {"fla": ("fla-core", "flash-linear-attention"), "mamba_ssm": ("mamba-ssm",)}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _keep(note: Path, reason: str) -> None:
+    """All of it or nothing; a folder that cannot be written costs the next process its time."""
+    draft = note.with_suffix(f".{os.getpid()}")
+    with suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(reason)
+        draft.replace(note)

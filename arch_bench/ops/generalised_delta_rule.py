@@ -126,4 +126,4 @@ def _fla_refusal(heads: Heads) -> str | None:
     H, K = heads.n_heads, heads.d_head
     k = torch.full((1, H, TRIAL_LENGTH, K), K**-0.5, device=heads.device, dtype=heads.dtype)
     log_decay = torch.full_like(k, -0.1, dtype=torch.float32)
-    return refusal("fla", lambda *inputs: _fla(Inputs(*inputs))[0], (k, k, k, -k, k / 2, log_decay))
+    return refusal("fla", lambda *inputs: _fla(Inputs(*inputs))[0], (k, k, k, -k, k / 2, log_decay), heads)

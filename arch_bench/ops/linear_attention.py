@@ -132,8 +132,8 @@ def _fla_refusal(heads: Heads) -> str | None:
     q, v = (torch.ones(1, H, T, d, device=heads.device, dtype=heads.dtype) for d in (K, heads.d_value))
     shapes: dict[Decay, tuple[int, ...]] = {"head": (H,), "token": (1, H, T), "channel": (1, H, T, K)}
     if heads.decay == "none":
-        return refusal("fla", lambda q, k, v: _fla(q, k, v, None)[0], (q, q, v))
+        return refusal("fla", lambda q, k, v: _fla(q, k, v, None)[0], (q, q, v), heads)
     log_decay = torch.full(shapes[heads.decay], -0.1, device=heads.device)
     if heads.decay == "head":  # without a gradient, as the library has none
-        return refusal("fla", lambda q, k, v: _fla(q, k, v, log_decay)[0], (q, q, v))
-    return refusal("fla", lambda *inputs: _fla(*inputs)[0], (q, q, v, log_decay))
+        return refusal("fla", lambda q, k, v: _fla(q, k, v, log_decay)[0], (q, q, v), heads)
+    return refusal("fla", lambda *inputs: _fla(*inputs)[0], (q, q, v, log_decay), heads)

@@ -79,7 +79,7 @@ def flex(q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | None = N
         return score - slopes[h] * (i - j)
 
     mask = _flex_mask(window, q.shape[-2], q.device)
-    return compiled_flex()(q, k, v, score_mod=None if slopes is None else lower_far_scores, block_mask=mask)
+    return run_flex(q, k, v, score_mod=None if slopes is None else lower_far_scores, block_mask=mask)
 
 
 FLEX_BLOCK = 128
@@ -136,12 +136,24 @@ def flex_obstacle(heads: Heads) -> str | None:
         return "flex attention needs triton, which is not installed; use kernel=blocks"
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "flex attention is compiled, and there is no C compiler; use kernel=blocks"
-    compiled_flex()  # made before anything is traced, which could not make it
     return None
 
 
+def run_flex(*args: Any, **options: Any) -> Tensor:
+    """PyTorch's flex attention, compiled as part of what is compiled around it, or by itself.
+
+    Within a trace a compiled function must not be made or called: torch 2.11 breaks off there and then fails.
+    """
+    from torch.nn.attention.flex_attention import flex_attention
+
+    if torch.compiler.is_compiling():
+        inlined: Any = flex_attention(*args, **options)
+        return inlined
+    return _compiled_flex()(*args, **options)
+
+
 @cache
-def compiled_flex() -> Callable[..., Tensor]:
+def _compiled_flex() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False)

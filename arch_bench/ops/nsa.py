@@ -192,4 +192,4 @@ def _fla_refusal(heads: attention.Heads, sizes: Sizes) -> str | None:
     H, T = heads.n_heads, max(TRIAL_LENGTH, 2 * sizes.block)
     q = torch.full((1, H, T, heads.d_head), heads.d_head**-0.5, device=heads.device, dtype=heads.dtype)
     k, gates = q[:, : heads.n_kv_heads], torch.ones(3, 1, H, T, 1, device=heads.device, dtype=heads.dtype)
-    return refusal("fla", lambda *inputs: _fla(Inputs(*inputs), sizes), (q, k, k, gates))
+    return refusal("fla", lambda *inputs: _fla(Inputs(*inputs), sizes), (q, k, k, gates), (heads, sizes))

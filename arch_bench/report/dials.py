@@ -25,6 +25,8 @@ HOUSEKEEPING = {
     "time_limit_s",
     "checkpoint_every_s",
     "logger",
+    "chosen",
+    "trial",
     "scan",
     "launcher",
     "hydra",

@@ -60,7 +60,8 @@ class Study:
     """The newest rows, indexed by kind, group and length."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        self.rows = newest(rows)
+        self.rows, self.trials = parted(newest(rows))
+        """Trials of searches are too many, and too different, to be contenders."""
         self.labels = dials.label(self.rows)
         steps.take_apart(self.labels, self.rows)
         self.index: dict[Kind, dict[Group, dict[int, list[Row]]]] = {kind: {} for kind in get_args(Kind)}
@@ -71,6 +72,11 @@ class Study:
             self.index[row.kind].setdefault(group, {}).setdefault(row.seq_len, []).append(row)
         self._points: dict[Metric, dict[Group, dict[int, Point]]] = {}
         self._baselines: dict[str, dict[str, dict[int, float]]] = {}
+
+    @property
+    def every(self) -> list[Row]:
+        """Trials too."""
+        return self.rows + self.trials
 
     def groups(self, kind: Kind, facet: Facet | None = None) -> list[Group]:
         """In reading order: by task, batch policy, series, training length; contenders by name."""
@@ -152,6 +158,14 @@ def newest(rows: Iterable[Row]) -> list[Row]:
     """One row per measurement and length: a repeated one replaces the older one."""
     kept = {(*dials.identity(row), row.seq_len): row for row in sorted(rows, key=lambda row: row.created_at)}
     return list(kept.values())
+
+
+def parted(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
+    """Those that stand for themselves, and the trials of searches."""
+    found: tuple[list[Row], list[Row]] = [], []
+    for row in rows:
+        found[bool(row.config.get("trial"))].append(row)
+    return found
 
 
 def baselines(rows: Iterable[Row]) -> dict[str, dict[int, float]]:

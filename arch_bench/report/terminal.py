@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from arch_bench.report import contenders, facets, metrics, tables, units
+from arch_bench.report import contenders, dials, facets, metrics, search_table, tables, units
 from arch_bench.report.metrics import Metric
 from arch_bench.report.study import Group, Study
 from arch_bench.results import Kind, Row
@@ -20,7 +20,7 @@ def summary(rows: list[Row]) -> str:
     Kernels come last, a line each below the backbone that they are for.
     """
     study = Study(rows)
-    blocks = [_scores(study), _costs(study), _kernels(study)]
+    blocks = [_searches(study), _scores(study), _costs(study), _kernels(study)]
     return "\n\n".join(block for block in blocks if block) or "no rows"
 
 
@@ -53,6 +53,19 @@ def _score_line(study: Study, group: Group) -> list[str]:
         tables.span(every, "n_params", units.count).text if every else "",
         _trouble(study, "quality", group),
     ]
+
+
+def _searches(study: Study) -> str:
+    """The best of each, and where it is."""
+    found = search_table.searches(study)
+    lines = []
+    for search in found:
+        row, loss = search.best or (None, None)
+        where = ", ".join(f"{name}={dials.show(of)}" for name, of in search_table.values(row).items()) if row else ""
+        shown = "" if loss is None else f"{search.metric.show(loss)} ({search.metric.title.rpartition(', ')[2]})"
+        lines.append([units.length(search.train_seq_len), search.counts, shown, where])
+    groups = [Group(search.task, search.series, search.train_seq_len) for search in found]
+    return _table("searches", ["trained", "trials", "validation loss", "at"], groups, lines)
 
 
 def _costs(study: Study) -> str:

@@ -1,0 +1,67 @@
+"""The journal of a search: a study of Optuna in one file, which the trainings of its trials write to as well.
+
+The lock is a file that is made exclusively, which holds on NFS too. A process that is killed while it writes, a matter
+of milliseconds, leaves it behind; whoever comes next takes it away when it has not changed for 30 seconds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arch_bench.config import Cell, ConfigError
+
+if TYPE_CHECKING:
+    import optuna
+
+
+def path_of(cell: Cell, name: str) -> Path:
+    """Where a study of a cell's results is. Absolute: who works on it later may have another working directory."""
+    return (Path(cell.results_dir) / "optuna" / f"{name}.log").resolve()
+
+
+def study(path: Path, *, pruner: Any = None) -> optuna.Study:
+    """The study in a file, made if it is not there. Raises ConfigError for a file that is none, or without Optuna."""
+    optuna = library()
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        storage = JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
+        try:
+            return optuna.load_study(storage=storage, study_name=path.stem, pruner=pruner)
+        except KeyError:
+            return optuna.create_study(storage=storage, study_name=path.stem, pruner=pruner)
+    except (ValueError, LookupError, TypeError, AssertionError) as error:
+        raise ConfigError(f"{path}: no journal of a search ({error}); move it away, rows are kept") from None
+
+
+def rehearsal(path: Path, *, anew: bool) -> optuna.Study:
+    """A study in memory with the trials of the file, or with none: what is done to it leaves no trace."""
+    copy = library().create_study()
+    if path.exists() and not anew:
+        copy.add_trials(study(path).get_trials())
+    return copy
+
+
+def library() -> Any:
+    """Optuna, without its remarks on every trial. Raises ConfigError where it is not installed."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise ConfigError(f"protocol=optuna: {error}; pip install 'arch-bench[sweep]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def begin(path: Path, *, anew: bool) -> optuna.Study:
+    """The study in a file, for who leads the search. anew: without what is there.
+
+    A last line that was not written to its end (a full disk) is cut off before others are written behind it.
+    """
+    if anew:
+        path.unlink(missing_ok=True)
+    elif path.exists() and (text := path.read_bytes()) and not text.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(text.rfind(b"\n") + 1)
+    return study(path)

@@ -1,0 +1,269 @@
+"""A search of several dials by Optuna: trials are chosen by validation, hopeless ones given up, and the best is tested.
+
+Optuna proposes and decides; the rows are the record. Each search has a journal, and goes on where that ends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from arch_bench import journal, results
+from arch_bench.config import Cell, ConfigError, Trial, recomposed
+from arch_bench.protocol import VALIDATION, Answers, Round, Rounds, matched
+from arch_bench.results import Row
+from arch_bench.run import RETRIED
+from arch_bench.space import Choice, Range, Space, Values, parsed, shown
+
+if TYPE_CHECKING:
+    import optuna
+
+
+class Options(NamedTuple):
+    """What all searches of a command share."""
+
+    space: Space
+    n_trials: int
+    n_at_once: int
+    sampler: Literal["tpe", "random"]
+    n_random: int
+    pruner: Literal["median", "none"]
+    prune_from_trial: int
+    prune_from: float
+    dry_run: bool
+
+
+class Optuna:
+    """The values of some dials by validation, at one seed; then every seed at the best.
+
+    Cells that train nothing are as they are given. Raises ValueError for numbers that make no sense, and for a space
+    that `space.parsed` refuses.
+    """
+
+    def __init__(
+        self,
+        *,
+        space: dict[str, Any] | None,
+        n_trials: int,
+        n_at_once: int,
+        sampler: Literal["tpe", "random"],
+        n_random: int,
+        pruner: Literal["median", "none"],
+        prune_from_trial: int,
+        prune_from: float,
+        match: bool,
+        dry_run: bool,
+    ) -> None:
+        if min(n_trials, n_at_once, n_random, prune_from_trial) < 1:
+            numbers = f"n_trials={n_trials}, n_at_once={n_at_once}, n_random={n_random}"
+            raise ValueError(f"{numbers}, prune_from_trial={prune_from_trial}: each needs at least 1")
+        if not 0 <= prune_from <= 1:
+            raise ValueError(f"prune_from={prune_from:g}: a share, from 0 to 1")
+        if match and space and "d_model" in space:
+            raise ValueError("space: d_model is what match=true chooses; match=false to search it")
+        self._options = Options(
+            *(parsed(space), n_trials, n_at_once, sampler, n_random, pruner, prune_from_trial, prune_from, dry_run)
+        )
+        self._match = match
+
+    def rounds(self, cells: list[Cell]) -> Rounds:
+        trained = [cell for cell in cells if "quality" in cell.phases]
+        others = [cell for cell in cells if "quality" not in cell.phases]
+        searches = _searches(matched(trained) if self._match else trained, self._options)
+        while due := [cell for search in searches for cell in search.due()]:
+            answers = yield Round(due, "search, by validation", sum(search.n_left for search in searches))
+            for search in searches:
+                search.learn(answers)
+        finals = others + [cell for search in searches for cell in search.finals()]
+        if finals:
+            yield Round(finals, "every seed at the best values")
+
+
+def _searches(cells: list[Cell], options: Options) -> list[_Search]:
+    """One for cells that differ in seed, in searched dials and in how a phase measures only."""
+    low, high = ({dial: of.ends[end] for dial, of in options.space.items()} for end in (0, 1))
+    found: dict[str, list[Cell]] = {}
+    finals: dict[str, set[str]] = {}
+    for cell in cells:
+        plain = _changed(cell, low)
+        what = results.cell_key(plain.model_dump() | {"seed": 0})
+        found.setdefault(what, []).append(cell)
+        finals.setdefault(what, set()).add(plain.model_dump_json())
+    for first, *_ in found.values():
+        _changed(first, high)  # so that what a dial does not take shows before anything is run
+        for dial in options.space:
+            if isinstance(_value(first, dial), dict | list):
+                raise ConfigError(f"protocol.space: {dial} is a group of dials; search those in it")
+    return [_Search(what, of, len(finals[what]), options) for what, of in found.items()]
+
+
+def _changed(cell: Cell, changes: Values) -> Cell:
+    """Composed again, with the budget that a protocol may have set, and with everything that follows from `changes`."""
+    if "d_model" in changes and cell.match.params is not None:
+        raise ConfigError(f"protocol.space: d_model is what match.params={cell.match.params} chooses")
+    return recomposed(cell, {"match.params": cell.match.params} | changes)
+
+
+class _Search:
+    """The trials of one contender. what: its key, at the low ends of the space; n_finals: cells to test at the end."""
+
+    def __init__(self, what: str, cells: list[Cell], n_finals: int, options: Options) -> None:
+        self._cells, self._n_finals, self._options = cells, n_finals, options
+        self._seed = cells[0].seed
+        ranges = {dial: [type(of).__name__, *of] for dial, of in options.space.items()}
+        self.name = results.digest({"what": what, "seed": self._seed, "space": ranges})
+        open_study = journal.rehearsal if options.dry_run else journal.begin
+        self._study = open_study(journal.path_of(cells[0], self.name), anew=cells[0].rerun)
+        self._values: dict[int, Values] = {}
+        """Of all trials, by number."""
+        self._rows: dict[str, Row] = {}
+        """What came of values, by their text."""
+
+    @property
+    def n_left(self) -> int:
+        """Trials still to come, and what follows them."""
+        return max(0, self._options.n_trials - len(self._values)) + self._n_finals
+
+    def due(self) -> list[Cell]:
+        """First those of earlier runs, to be answered from disk or to be ended; then new ones, none of them twice."""
+        if not self._values and (known := self._remembered()):
+            self._values = known
+            return [self._trial(number) for number in self._distinct()]
+        fresh: list[int] = []
+        while len(fresh) < self._options.n_at_once and len(self._values) < self._options.n_trials:
+            number = self._ask()
+            if _text(self._values[number]) in self._rows:
+                self._tell(number)
+            elif number in self._distinct():
+                fresh.append(number)
+        return [self._trial(number) for number in fresh]
+
+    def learn(self, answers: Answers) -> None:
+        """Take in those that are of this search."""
+        mine = [
+            (cell.trial, rows) for cell, rows in answers if cell.trial is not None and cell.trial.study == self.name
+        ]
+        fresh = {_text(trial.values): rows[0] for trial, rows in mine if rows}
+        self._rows |= fresh
+        for number, values in self._values.items():
+            if _text(values) in fresh:
+                self._tell(number)
+
+    def finals(self) -> list[Cell]:
+        """Every seed at the best values; at the given ones where no trial worked, whose rows then say why."""
+        best, losses = self._best(), Counter(row.status for row in self._rows.values())
+        counted = f"{len(self._values)} trials" + (f" ({losses['pruned']} given up)" if losses["pruned"] else "")
+        if best is None:
+            return self._finals({}, f"{shown(self._given()[0])}: none of {counted} could be trained")
+        loss = _loss(self._rows[_text(best)])
+        return self._finals(
+            best, f"{shown(best)}: validation loss {loss:.4g}, the lowest of {counted} at seed {self._seed}"
+        )
+
+    def _finals(self, values: Values, chosen: str = "") -> list[Cell]:
+        cells = [_changed(cell, values).model_copy(update={"chosen": chosen}) for cell in self._cells]
+        return list({cell.model_dump_json(): cell for cell in cells}.values())
+
+    def _best(self) -> Values | None:
+        losses = {
+            number: loss
+            for number, values in self._values.items()
+            if (row := self._rows.get(_text(values))) and (loss := _loss(row)) is not None
+        }
+        best = min(losses, key=lambda number: losses[number], default=None)
+        return None if best is None else self._values[best]
+
+    def _remembered(self) -> dict[int, Values]:
+        trials = [trial for trial in self._study.get_trials() if len(trial.params) == len(self._options.space)]
+        return {trial.number: self._rounded(trial.params) for trial in trials[: self._options.n_trials]}
+
+    def _distinct(self) -> list[int]:
+        """The first number of all values."""
+        return list({_text(values): number for number, values in reversed(self._values.items())}.values())[::-1]
+
+    def _ask(self) -> int:
+        """A new trial: what the sweep gives comes first, and then what the sampler makes of those before.
+
+        The sampler is seeded anew each time, so that a search that was interrupted goes on as it would have.
+        """
+        given, n = self._given(), len(self._values)
+        if n < len(given) and all(given[n][dial] in of for dial, of in self._options.space.items()):
+            self._study.enqueue_trial(given[n])
+        self._study.sampler = _sampler(self._options, 1000 * self._seed + n)
+        trial = self._study.ask({dial: _distribution(of) for dial, of in self._options.space.items()})
+        self._values[trial.number] = self._rounded(trial.params)
+        return trial.number
+
+    def _given(self) -> list[Values]:
+        """What the cells have, each once."""
+        found = [{dial: _value(cell, dial) for dial in self._options.space} for cell in self._cells]
+        return list({_text(values): values for values in found}.values())
+
+    def _rounded(self, values: dict[str, Any]) -> Values:
+        """Three digits are enough for a range, and make values that can be read and typed."""
+        space = self._options.space
+        return {
+            dial: float(f"{values[dial]:.3g}") if isinstance(of, Range) and not of.is_int else values[dial]
+            for dial, of in space.items()
+        }
+
+    def _trial(self, number: int) -> Cell:
+        values, options = self._values[number], self._options
+        cell = _changed(self._cells[0], values)
+        trial = Trial(
+            study=self.name,
+            number=number,
+            values=values,
+            prune_from_trial=options.prune_from_trial if options.pruner == "median" else None,
+            prune_from_step=round(options.prune_from * cell.trainer.max_steps),
+        )
+        return cell.model_copy(update={"phases": ["scan"], "trial": trial})
+
+    def _tell(self, number: int) -> None:
+        """What cannot be trained counts as given up: a sampler learns from that, but not from a failure.
+
+        What will be tried again is not told yet.
+        """
+        from optuna.trial import TrialState
+
+        row = self._rows.get(_text(self._values[number]))
+        if row is None or row.status in RETRIED:
+            return
+        loss = _loss(row)
+        state = TrialState.PRUNED if loss is None else TrialState.COMPLETE
+        self._study.tell(number, loss, state=state, skip_if_finished=True)
+
+
+def _loss(row: Row) -> float | None:
+    loss = next((row.metrics[name] for name in VALIDATION if name in row.metrics), None)
+    return loss if row.status == "ok" and isinstance(loss, float) else None
+
+
+def _value(cell: Cell, dial: str) -> Any:
+    value: Any = cell.model_dump()
+    for name in dial.split("."):
+        value = value[name]
+    return value
+
+
+def _text(values: Values) -> str:
+    return json.dumps(values, sort_keys=True)
+
+
+def _distribution(of: Range | Choice) -> optuna.distributions.BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(of, Choice):
+        return CategoricalDistribution(of.values)
+    if of.is_int:
+        return IntDistribution(int(of.low), int(of.high), log=of.is_log)
+    return FloatDistribution(of.low, of.high, log=of.is_log)
+
+
+def _sampler(options: Options, seed: int) -> optuna.samplers.BaseSampler:
+    import optuna
+
+    if options.sampler == "random":
+        return optuna.samplers.RandomSampler(seed)
+    return optuna.samplers.TPESampler(n_startup_trials=options.n_random, seed=seed)
