@@ -44,9 +44,9 @@ def _rows() -> list[Row]:
 def _measured(name: str) -> tuple[str, str]:
     """Accuracy and rate; a dash for what has not been measured."""
     mine = [row for row in _rows() if row.backbone == name and row.seq_len == row.train_seq_len]
-    accuracy = next((f"{row.metrics['token_accuracy']:.0%}" for row in mine if row.kind == "quality"), "–")
+    accuracy = next((f"{row.metrics['token_accuracy']:.0%}" for row in mine if row.kind == "quality"), "\N{EN DASH}")
     rates = (1000 / float(row.metrics["train_step_ms"] or 0) for row in mine if row.kind == "speed")
-    return accuracy, next((f"{rate:,.0f}" for rate in rates), "–")
+    return accuracy, next((f"{rate:,.0f}" for rate in rates), "\N{EN DASH}")
 
 
 def _known(cell: Cell) -> tuple[Card, list[str]]:

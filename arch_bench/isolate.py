@@ -121,11 +121,12 @@ def call_together(
 def _start_server() -> None:
     """Deaf to what reaches the whole group: by Ctrl-C it would end among its imports, with a traceback.
 
-    By SIGTERM it would end before its processes, and nobody could tell whether those still save.
+    By SIGTERM it would end before its processes, and nobody could tell whether those still save. SIGUSR2, by which a
+    batch system tells every process that time is short, would end those too: they stay deaf to it.
     """
     if threading.current_thread() is not threading.main_thread():  # where signals cannot be set
         return
-    deaf = (signal.SIGINT, signal.SIGTERM)
+    deaf = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
     before = [signal.signal(signum, signal.SIG_IGN) for signum in deaf]  # what it inherits
     try:
         forkserver.ensure_running()  # returns while it imports
@@ -145,6 +146,15 @@ if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:  # in the server: what it
 def interrupt() -> None:
     """End the processes of all calls under way in other threads, and let no new one begin: they raise Interrupted."""
     _is_interrupted.set()
+
+
+def end_all() -> None:
+    """Interrupt all calls, and wait until their processes have saved and ended.
+
+    For a signal handler: it may have taken this very thread out of a call, whose processes nobody else would end.
+    """
+    interrupt()
+    _end(multiprocessing.active_children())
 
 
 def _receive(connections: list[Connection], processes: list[Any], time_limit_s: float) -> Any:

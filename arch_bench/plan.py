@@ -43,7 +43,7 @@ def plan(cells: Iterable[Cell], history: list[Row]) -> Plan:
     times: list[float | None] = []
     for cell in cells:
         try:
-            named, _ = final(cell)
+            named, _ = final(cell, is_elsewhere=True)
         except Exception:  # a mistake or a bug, told when it is its turn
             found.missing.append(cell)
             continue

@@ -51,7 +51,9 @@ def run_cell(
 
     Raises ConfigError for a mistake in the configuration; with `isolate=false` also a bug, noted with the cell's key.
     """
-    cell, n_params = final(cell)
+    cell, n_params = final(cell, is_elsewhere=True)
+    if not is_done(cell):
+        cell = settle(cell)  # on this machine, that is
     if n_params is not None:
         tell(f"d_model {cell.d_model:,}: {n_params:,} parameters (match.params={cell.match.params})")
     rows: list[Row] = []
@@ -72,9 +74,12 @@ def run_cell(
     return rows
 
 
-def final(cell: Cell) -> tuple[Cell, int | None]:
-    """The cell as its rows will name it, and its parameters if a budget chose its width. Raises ConfigError."""
-    return match.matched(settle(cell))
+def final(cell: Cell, *, is_elsewhere: bool = False) -> tuple[Cell, int | None]:
+    """The cell as its rows will name it, and its parameters if a budget chose its width. Raises ConfigError.
+
+    is_elsewhere: it may run on another machine, which has the device that it names.
+    """
+    return match.matched(settle(cell, is_elsewhere=is_elsewhere))
 
 
 def is_done(cell: Cell) -> bool:
@@ -96,19 +101,34 @@ def rows_of(cell: Cell) -> list[Row]:
     return [row for row in rows if row.kind in cell.phases]
 
 
-def settle(cell: Cell) -> Cell:
+def abandon(cell: Cell, reason: str) -> list[Row]:
+    """Save all that a cell still lacks as crashed, for nobody runs it any more; returns all of its rows.
+
+    Raises ConfigError.
+    """
+    cell, _ = final(cell, is_elsewhere=True)
+    rows: list[Row] = []
+    for shape in shapes(cell, rows):
+        rows += _known(cell, shape) or _give_up(cell, shape, [], "crashed", reason)
+    return rows
+
+
+def settle(cell: Cell, *, is_elsewhere: bool = False) -> Cell:
     """Replace what `auto` means on this machine, so that a row says what it ran on. Raises ConfigError."""
+    import torch
+
     from arch_bench.measure import pick_device
     from arch_bench.precision import pick_precision
     from arch_bench.train_step import pick_step
 
-    device = pick_device(cell.device)
+    is_named = is_elsewhere and cell.device != "auto"
+    device = torch.device(cell.device) if is_named else pick_device(cell.device)
     pick_step(cell.step, device, cell.trainer.strategy)
-    _check_devices(cell, device.type)
+    _check_devices(cell, device.type, is_here=not is_named)
     return cell.model_copy(update={"device": device.type, "precision": pick_precision(cell.precision, device)})
 
 
-def _check_devices(cell: Cell, device: str) -> None:
+def _check_devices(cell: Cell, device: str, *, is_here: bool) -> None:
     import torch
 
     strategy, n, batch_size = cell.trainer.strategy, cell.trainer.devices, cell.trainer.batch_size
@@ -120,7 +140,7 @@ def _check_devices(cell: Cell, device: str) -> None:
         raise ConfigError(f"trainer.strategy={strategy}: needs CUDA devices, or the CPU; not mps")
     if batch_size % n:
         raise ConfigError(f"trainer.devices={n}: does not divide trainer.batch_size={batch_size}")
-    if device == "cuda" and n > (n_there := torch.cuda.device_count()):
+    if is_here and device == "cuda" and n > (n_there := torch.cuda.device_count()):
         raise ConfigError(f"trainer.devices={n}: this machine has {n_there}")
 
 

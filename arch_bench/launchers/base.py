@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from arch_bench.complaint import one_line
 from arch_bench.config import Cell, ConfigError
-from arch_bench.results import Row
+from arch_bench.results import Outcome, Row
 from arch_bench.row_line import line
-from arch_bench.run import Seating, anywhere, logged, run_cell
-from arch_bench.shape import Shape
+from arch_bench.run import Seating, abandon, anywhere, logged, run_cell
+from arch_bench.shape import Shape, Usage, to_row
 
 
 class Job(NamedTuple):
@@ -60,3 +61,39 @@ def attempt_silently(job: Job, seating: Seating = anywhere) -> Done:
     lines: list[str] = [job.label]
     done = attempt(job, lines.append, seating)
     return done._replace(lines=tuple(lines))
+
+
+def lost(job: Job, reason: str, *, is_here: bool) -> Done:
+    """What became of a job whose process on some machine ended without an answer: rows that crashed.
+
+    is_here: on this machine. On another one nobody knows what `device=auto` meant, nor under which key the rows would
+    be: they are told, and not saved.
+    """
+    cell = job.cell
+    try:
+        is_known = (is_here or cell.device != "auto") and not cell.rerun
+        rows = abandon(cell, reason) if is_known else _unsaved(cell, reason)
+    except (ConfigError, OSError) as error:
+        return Done(job, [], one_line(error), lines=(job.label,))
+    return Done(job, rows, lines=(job.label, *map(line, rows)))
+
+
+def _unsaved(cell: Cell, reason: str) -> list[Row]:
+    outcome = Outcome(seq_len=cell.seq_len, status="crashed", reason=reason)
+    return [to_row(cell, kind, outcome, Usage()) for kind in cell.phases]
+
+
+def engine(launcher: str, package: str) -> Any:
+    """The module that does the work. Raises ConfigError where it is not installed."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+    raise ConfigError(f"launcher={launcher}: needs {package}; pip install 'arch-bench[sweep]'")
+
+
+def check_isolated(launcher: str, jobs: Sequence[Job]) -> None:
+    """Raises ConfigError."""
+    if not all(job.cell.isolate for job in jobs):
+        raise ConfigError(f"isolate=false: launcher={launcher} runs every phase in a process of its own; isolate=true")

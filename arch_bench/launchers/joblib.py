@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
 
-from joblib import Parallel, delayed
-
 from arch_bench import isolate, mps
 from arch_bench.config import ConfigError
-from arch_bench.launchers.base import Done, Job, attempt_silently
+from arch_bench.launchers.base import Done, Job, attempt_silently, check_isolated, engine
 from arch_bench.launchers.seats import Device, Seats
 from arch_bench.results import load
 
@@ -41,22 +40,23 @@ class Joblib:
     def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
         if not jobs:
             return
-        if not all(job.cell.isolate for job in jobs):
-            raise ConfigError("isolate=false: launcher=joblib runs every phase in a process of its own; isolate=true")
+        check_isolated("joblib", jobs)
+        joblib = engine("joblib", "joblib")
         devices = isolate.call(devices_of, jobs[0].cell.device, time_limit_s=120)
         is_gpu = "CUDA_VISIBLE_DEVICES" in devices[0].env
         most = max(job.cell.trainer.devices for job in jobs)
         if is_gpu and most > 1:
             raise ConfigError(f"trainer.devices={most}: launcher=joblib gives a cell one GPU; launcher=basic gives all")
         n_seats = per_device(len(devices), is_gpu=is_gpu, pack=self._pack)
+        n_seats = min(n_seats, math.ceil(len(jobs) / len(devices)))  # few cells get more memory and threads each
         seats = Seats([_with_threads(device, len(devices) * n_seats) for device in devices], n_seats)
         seats.learn(load(sorted({Path(job.cell.results_dir) for job in jobs})))
         n_jobs = min(len(jobs), n_seats * len(devices))
         print(f"{n_jobs} at a time, {n_seats} on a device; what they print is in logs/", flush=True)
         with self._service(devices):
-            parallel = Parallel(n_jobs, backend="threading", batch_size=1, return_as="generator_unordered")
+            parallel = joblib.Parallel(n_jobs, backend="threading", batch_size=1, return_as="generator_unordered")
             try:
-                for done in parallel(delayed(attempt_silently)(job, seats) for job in jobs):
+                for done in parallel(joblib.delayed(attempt_silently)(job, seats) for job in jobs):
                     seats.learn(done.rows)
                     yield done
             except BaseException:
