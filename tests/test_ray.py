@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 from test_cli import interrupted
 
-from arch_bench import results
-from arch_bench.config import ConfigError, cell_of, compose
+from arch_bench import results, run
+from arch_bench.config import Cell, ConfigError, cell_of, compose
 from arch_bench.launchers import base
 from arch_bench.launchers import ray as ours
-from arch_bench.launchers.base import Done, Job
+from arch_bench.launchers.base import Crowded, Done, Job
 from arch_bench.launchers.joblib import Joblib
-from arch_bench.launchers.ray import Crowded, Ray, Share, check, seating
+from arch_bench.launchers.ray import Ray, Share, check, seating
 from arch_bench.launchers.submitit import Submitit
+from arch_bench.results import Outcome, Row
 from arch_bench.run import settle
-from arch_bench.shape import Shape
+from arch_bench.shape import Shape, Usage, save
 
 NODES = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 16.0}]
 TINY = [
@@ -74,19 +75,21 @@ def test_impossible_shares_are_refused(options: dict[str, Any], words: str) -> N
         launcher(**options)
 
 
-def test_what_ran_out_of_memory_beside_others_asks_for_a_whole_gpu(tmp_path: Path) -> None:
-    cell, shape = settle(job(tmp_path).cell), Shape("quality", [16])
-    (row,) = shape.paths(cell)
-    row.parent.mkdir()
-    with seating(Share(2, 0.5))(cell, shape, alone=False) as seat:
+def test_what_ran_out_of_memory_beside_others_asks_for_a_whole_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(cell: Cell, shape: Shape, *_: Any) -> list[Row]:
+        return save(cell, shape, [Outcome(seq_len=n, status="oom", reason="full") for n in shape.lengths], Usage())
+
+    with seating(Share(2, 0.5))(settle(job(tmp_path).cell), Shape("quality", [16]), alone=False) as seat:
         assert seat.is_shared
         assert seat.setting.env["ARCH_BENCH_THREADS"] == "2"
-        row.write_text("out of memory")
-    with pytest.raises(Crowded), seating(Share(2, 0.5))(cell, shape, alone=True):
-        pass
-    assert not row.exists()
-    with seating(Share(2, 1))(cell, shape, alone=True) as seat:
-        assert not seat.is_shared
+    monkeypatch.setattr(run, "_measure", full)
+    with pytest.raises(Crowded):
+        base.attempt(job(tmp_path), print, seating(Share(2, 0.5)))
+    assert not list(tmp_path.rglob("*.json")), "which is not true yet"
+    assert {row.status for row in base.attempt(job(tmp_path), print, seating(Share(2, 1))).rows} == {"oom"}
+    assert list(tmp_path.rglob("*.json"))
 
 
 @pytest.mark.parametrize("package", ["joblib", "ray", "submitit"])

@@ -34,6 +34,10 @@ class Done(NamedTuple):
     """What has not been printed yet."""
 
 
+class Crowded(Exception):
+    """Of a seating: a shape ran out of memory beside others, and cannot be alone where it is; it may be elsewhere."""
+
+
 class Launcher(Protocol):
     """Runs jobs; it gives each back when it has ended, in any order."""
 
@@ -43,12 +47,14 @@ class Launcher(Protocol):
 def attempt(job: Job, say: Callable[[str], None], seating: Seating = anywhere) -> Done:
     """Run a job in this process and its fresh ones. `say` hears of every row as it comes.
 
-    Raises nothing that concerns this cell only, except a bug with `isolate=false`, for a debugger.
+    Raises nothing that concerns this cell only, except Crowded, and a bug with `isolate=false`, for a debugger.
     """
     try:
         rows = run_cell(job.cell, lambda row: say(line(row)), lambda text: say(f"    {text}"), seating)
     except (ConfigError, OSError) as error:
         return Done(job, [], one_line(error))
+    except Crowded:
+        raise
     except Exception as error:
         if not job.cell.isolate:
             raise

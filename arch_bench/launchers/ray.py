@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from arch_bench.config import Cell, ConfigError
 from arch_bench.isolate import GRACE_S, Setting
-from arch_bench.launchers.base import Done, Job, attempt_silently, check_isolated, engine, lost
+from arch_bench.launchers.base import Crowded, Done, Job, attempt_silently, check_isolated, engine, lost
 from arch_bench.run import TIMED, Seat, Seating, log_path
 from arch_bench.shape import Shape
 
@@ -172,10 +172,6 @@ class _Tasks:
             self._ray.wait(list(self._jobs), num_returns=len(self._jobs), timeout=GRACE_S + 5)
 
 
-class Crowded(Exception):
-    """A shape ran out of memory beside others; it may fit a GPU of its own."""
-
-
 def _attempt(job: Job, folder: str, share: Share) -> Done | None:
     """Run a job in a worker of Ray; None: it needs a whole GPU."""
     os.chdir(folder)
@@ -194,8 +190,6 @@ def seating(share: Share) -> Seating:
     @contextmanager
     def seat(cell: Cell, shape: Shape, *, alone: bool) -> Iterator[Seat]:
         if alone and share.is_shared:
-            for path in shape.paths(cell):  # rows that say it ran out of memory, which is not true yet
-                path.unlink(missing_ok=True)
             raise Crowded
         yield Seat(Setting(env=env, log=log_path(cell, shape)), is_shared=share.is_shared)
 
