@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: quickstart test
+.PHONY: quickstart test nightly
 
 quickstart: $(VENV)/installed
 	$(BIN)/arch-bench experiment=quickstart
@@ -14,6 +14,9 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses auto -m "not slow and not gpu"
+
+nightly: $(VENV)/installed-dev
+	ARCH_BENCH_KILLS=5 $(BIN)/pytest -m slow tests/test_crash.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,31 @@ from arch_bench import provenance, results
 from arch_bench.config import Cell
 from arch_bench.lit import LitSequence
 from arch_bench.measure import device_name
+from arch_bench.team import SOLO, Team
 
 _OURS = "arch_bench"
 """The entry of a checkpoint that Lightning knows nothing of."""
 _UNREADABLE = (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, pickle.PickleError)
 """What reading a file raises that is torn, or no checkpoint."""
-_STALE_S = 86_400
 
 
 def path_of(cell: Cell) -> Path:
     """Where the training of a cell is kept until its rows are on disk."""
-    return Path(cell.results_dir) / "checkpoints" / f"{results.cell_key(cell.model_dump())}.ckpt"
+    return results.checkpoint_path(cell.results_dir, cell.model_dump())
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint into its own folder, all of it or none. Raises OSError, naming the file."""
+    """Writes a checkpoint into its own folder, all of it or none. Raises OSError, naming the file.
+
+    What is to be loaded was read already: another sweep may have replaced or removed the file since then.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] = {}
+
+    def load_checkpoint(self, *_: Any, **__: Any) -> dict[str, Any]:
+        found, self.found = self.found, {}
+        return found
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
@@ -67,6 +77,7 @@ class Checkpoint(Callback):
             "device": device_name(device),
             "data": data,
         }
+        self.files = WholeFiles()
         self.n_attempts = 1
         """Trainings, each going on from the one before, that led here."""
         self._compile_s = 0.0
@@ -84,19 +95,36 @@ class Checkpoint(Callback):
         """Those of them that compiling, autotuning and capturing took."""
         return self._compile_s + model.settle_s
 
-    def find(self) -> Path | None:
-        """What to go on from. A file that is torn, or was made by something else, is named on stderr and left alone."""
-        if self._every_s is None or not self._path.exists():
-            return None
-        try:
-            saved = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)[_OURS]["made_by"]
-            other = [name for name, value in self._made_by.items() if saved[name] != value]
-            why = f"is of another {' and another '.join(other)}" if other else ""
-        except _UNREADABLE as error:
-            why = f"cannot be read ({type(error).__name__})"
+    def find(self, team: Team = SOLO) -> Path | None:
+        """What to go on from, the same on every rank.
+
+        A file that is torn, or was made by something else, is named on stderr and left alone.
+        """
+        self.files.found, why = self._read()
+        spent = self.files.found.get(_OURS, {}).get("spent")
+        if team.together(str(spent)) != str(spent):
+            why = "was replaced while it was read"
         if why:
             print(f"{self._path} {why}: training starts afresh", file=sys.stderr)
-        return None if why else self._path
+        return None if why or spent is None else self._path
+
+    def _read(self) -> tuple[dict[str, Any], str]:
+        """What is on disk and can be used, and else why not, if there is something."""
+        if self._every_s is None or not self._path.exists():
+            return {}, ""
+        try:
+            with self._path.open("rb") as file:
+                if not zipfile.is_zipfile(file):
+                    raise ValueError
+                file.seek(0)
+                saved = torch.load(file, map_location="cpu", weights_only=True)
+            made_by = saved[_OURS]["made_by"]
+            other = [name for name, value in self._made_by.items() if made_by[name] != value]
+        except FileNotFoundError:  # another sweep has finished this training
+            return {}, ""
+        except _UNREADABLE as error:
+            return {}, f"cannot be read ({type(error).__name__})"
+        return ({}, f"is of another {' and another '.join(other)}") if other else (saved, "")
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         spent = {"train_s": self.train_s, "compile_s": self.compile_s(pl_module), "n_attempts": self.n_attempts}
@@ -112,7 +140,7 @@ class Checkpoint(Callback):
         self._hear(self._before)
         if self._every_s is not None:
             self._due = time.monotonic() + self._every_s
-            _sweep(self._path.parent)
+            results.sweep_up(self._path.parent)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: L.Trainer, pl_module: LitSequence, outputs: Any, batch: Any, batch_idx: int
@@ -171,11 +199,3 @@ class Checkpoint(Callback):
             print(f"no checkpoint: {error}", file=sys.stderr)
         self._began += time.perf_counter() - started
         self._due = time.monotonic() + self._every_s
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what writers that were killed have left behind, a day later."""
-    for path in folder.glob("*.tmp"):
-        with suppress(OSError):  # another process sweeps too
-            if path.stat().st_mtime < time.time() - _STALE_S:
-                path.unlink()

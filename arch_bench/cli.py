@@ -30,6 +30,8 @@ class _Interrupted(SystemExit):
 def _interrupt(signum: int, _: object) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_DFL)  # a second one ends at once
+    if isolate := sys.modules.get("arch_bench.isolate"):
+        isolate.interrupt()  # now: what the same signal ends in other threads' processes is no crash
     raise _Interrupted(128 + signum)
 
 

@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -60,6 +61,8 @@ class Setting(NamedTuple):
     """Environment variables that differ from the caller's; libraries read them at first use."""
     log: Path | None = None
     """A file for what it prints, which then is not seen; None: the caller's terminal."""
+    faults: Path | None = None
+    """Without a log, a file for where in the code it was when it crashed; gone again when it did not."""
 
 
 def call(
@@ -98,7 +101,7 @@ def call_together(
     _start_server()
     pipes = [context.Pipe() for _ in calls]
     processes = [
-        context.Process(target=_serve, args=(theirs, function, args, dict(setting.env), setting.log))
+        context.Process(target=_serve, args=(theirs, function, args, setting._replace(env=dict(setting.env))))
         for (_, theirs), args in zip(pipes, calls, strict=True)
     ]
     try:
@@ -222,12 +225,13 @@ def _serve(
     connection: Connection,
     function: Callable[..., Any],
     args: tuple[Any, ...],
-    env: dict[str, str],
-    log: Path | None,
+    setting: Setting,
 ) -> None:
-    os.environ.update(env)
-    if log is not None:
-        _write_to(log)
+    os.environ.update(setting.env)
+    if setting.log is not None:
+        _write_to(setting.log)
+    if setting.faults is not None:
+        _tell_faults(setting.faults)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     gc.freeze()  # what was imported before the fork is never garbage: looking through it takes 0.2 s each time
     threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
@@ -236,6 +240,9 @@ def _serve(
     except Exception as error:
         error.add_note("".join(traceback.format_exception(error)))
         answer = (False, _portable(error))
+    finally:
+        if setting.faults is not None:
+            _forget(setting.faults)
     connection.send(answer)
 
 
@@ -247,6 +254,18 @@ def _write_to(log: Path) -> None:
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
     faulthandler.enable()
+
+
+def _tell_faults(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    faulthandler.enable(path.open("a"))
+
+
+def _forget(path: Path) -> None:
+    """A file that nothing was written to."""
+    with suppress(FileNotFoundError):  # it had a log
+        if not path.stat().st_size:
+            path.unlink()
 
 
 def _portable(error: Exception) -> Exception:

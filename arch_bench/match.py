@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from itertools import islice
 
@@ -21,9 +22,21 @@ def matched(cell: Cell) -> tuple[Cell, int | None]:
 
     As it is, and None, without a budget. Raises ConfigError when no width is within TOLERANCE.
     """
-    budget = cell.match.params
-    if budget is None:
+    if cell.match.params is None:
         return cell, None
+    like = json.dumps(cell.model_dump(include=_DECISIVE), sort_keys=True)
+    if like not in _WIDTHS:
+        _WIDTHS[like] = _width(cell, cell.match.params)
+    width, n_params = _WIDTHS[like]
+    return with_width(cell, width), n_params
+
+
+_DECISIVE = {"backbone", "backbone_name", "task", "task_name", "match"}
+_WIDTHS: dict[str, tuple[int, int]] = {}
+"""Width and parameters of what was asked before: most cells of a sweep differ in seed and rate only."""
+
+
+def _width(cell: Cell, budget: int) -> tuple[int, int]:
     counter = _Counter(cell)
     for unit in UNITS:
         try:
@@ -31,7 +44,7 @@ def matched(cell: Cell) -> tuple[Cell, int | None]:
         except Unsupported as error:
             raise ConfigError(f"match.params={budget}: {error}") from None
         if abs(n_params / budget - 1) <= TOLERANCE:
-            return with_width(cell, width), n_params
+            return width, n_params
     raise ConfigError(
         f"match.params={budget}: {cell.backbone_name} comes no closer than {n_params:,} parameters, at d_model={width}"
     )
@@ -41,8 +54,11 @@ def n_params(cell: Cell) -> int:
     """Parameters of a cell's backbone as it is. Raises ConfigError."""
     cell = with_kernel(cell, "reference")  # the same parameters, and it runs anywhere
     vocab_size = build(cell, "task").vocab_size
-    with torch.device("meta"):
-        return int(build(cell, "backbone", vocab_size=vocab_size).n_params())
+    try:
+        with torch.device("meta"):
+            return int(build(cell, "backbone", vocab_size=vocab_size).n_params())
+    except Unsupported as error:
+        raise ConfigError(f"backbone={cell.backbone_name}: {error}") from None
 
 
 def with_width(cell: Cell, d_model: int) -> Cell:

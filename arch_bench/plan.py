@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from arch_bench.config import Cell, ConfigError
-from arch_bench.results import Kind, Row
-from arch_bench.run import RETRIED, final, is_done, rows_of
+from arch_bench.config import Cell
+from arch_bench.results import RETRIED, Kind, Row
+from arch_bench.run import final, is_done, rows_of
 
 
 class Plan(NamedTuple):
@@ -44,7 +44,7 @@ def plan(cells: Iterable[Cell], history: list[Row]) -> Plan:
     for cell in cells:
         try:
             named, _ = final(cell, is_elsewhere=True)
-        except ConfigError:  # told when it is its turn
+        except Exception:  # a mistake or a bug, told when it is its turn
             found.missing.append(cell)
             continue
         if is_done(named):
@@ -58,7 +58,7 @@ def plan(cells: Iterable[Cell], history: list[Row]) -> Plan:
 
 
 def _estimate(cell: Cell, history: list[Row]) -> float | None:
-    """Seconds of all phases of a cell, by the median of rows of the same backbone, task, length and width."""
+    """Seconds of all phases of a cell, by the median of rows of the like."""
     total = 0.0
     for kind in cell.phases:
         times = [row.wall_s for row in history if row.kind == kind and row.wall_s is not None and _is_like(cell, row)]
@@ -78,9 +78,12 @@ def _n_rows(cell: Cell, kind: Kind) -> int:
 
 
 def _is_like(cell: Cell, row: Row) -> bool:
-    theirs = (row.backbone, row.task, row.train_seq_len, row.config.get("n_layers"), row.config.get("trainer"))
-    mine = (cell.backbone_name, cell.task_name, cell.seq_len, cell.n_layers, cell.trainer.model_dump())
-    return theirs == mine
+    mine = cell.model_dump(include=_DECISIVE)
+    return mine == {name: row.config.get(name) for name in mine}
+
+
+_DECISIVE = {"backbone_name", "task_name", "seq_len", "d_model", "n_layers", "device", "trainer"}
+"""What the time of a cell depends on most."""
 
 
 def duration(seconds: float) -> str:

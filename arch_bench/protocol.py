@@ -6,11 +6,12 @@ A protocol gives its cells in rounds, and chooses the next round by the rows of 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Generator, Iterable
 from typing import NamedTuple
 
 from arch_bench.config import Cell
-from arch_bench.results import Row
+from arch_bench.results import RETRIED, Row
 
 VALIDATION = ("val_loss_nats", "val_mse")
 """What a rate is chosen by: the validation loss, or squared error of a regression, when training ended."""
@@ -49,7 +50,8 @@ class Quick:
 class Fair:
     """The learning rate of each backbone by validation, at one seed; then every seed at that rate.
 
-    Cells that train nothing are as they are given.
+    Cells that train nothing are as they are given. Of a backbone with a training that crashed or ran out of time no
+    rate is chosen: what that finds when it is tried again might change it.
     """
 
     def __init__(self, *, n_rates: int, ratio: float, max_extensions: int, match: bool) -> None:
@@ -73,34 +75,39 @@ class Fair:
                 scan.learn(answers)
                 scan.extend(self._ratio, self._max_extensions)
             due = [cell for scan in scans for cell in scan.due()]
-        finals = others + [cell for scan in scans for cell in scan.finals()]
+        finals = others + [cell for scan in scans if not scan.is_open for cell in scan.finals()]
+        for scan in scans:
+            if scan.is_open:
+                print(f"{scan.name}: no rate is chosen while one has no result", file=sys.stderr)
         if finals:
             yield Round(finals, "every seed at the rate chosen")
 
-    def _rates(self, cells: list[Cell]) -> list[float]:
+    def _rates(self, cells: list[Cell]) -> dict[float, float]:
+        """As they are used, with what they were before rounding, from which the next is reckoned."""
         given = sorted({cell.optim.lr for cell in cells})
         if len(given) > 1:
-            return given
+            return {rate: rate for rate in given}
         first = -(self._n_rates // 2)
-        return [_rounded(given[0] * self._ratio**i) for i in range(first, first + self._n_rates)]
+        exact = (given[0] * self._ratio**i for i in range(first, first + self._n_rates))
+        return {_rounded(rate): rate for rate in exact}
 
 
 class _Scan:
     """The rates tried for one contender, and what came of them."""
 
-    def __init__(self, cells: list[Cell], rates: list[float]) -> None:
+    def __init__(self, cells: list[Cell], rates: dict[float, float]) -> None:
         self._first, self._rates = cells[0], rates
         self._losses: dict[float, float | None] = {}
         """By rate; None where training failed."""
         self._n_extensions = 0
+        self.is_open = False
+        """A rate has no result yet, but may have one."""
+        self.name = f"{self._first.backbone_name} on {self._first.task_name}, seq_len {self._first.seq_len}"
         self.seeds = list(dict.fromkeys(cell.seed for cell in cells))
 
     def due(self) -> list[Cell]:
-        return [
-            _with_rate(self._first, rate).model_copy(update={"phases": ["scan"]})
-            for rate in self._rates
-            if rate not in self._losses
-        ]
+        cells = [_with_rate(self._first, rate) for rate in self._rates if rate not in self._losses]
+        return [cell.model_copy(update={"phases": ["scan"]}) for cell in cells]
 
     def learn(self, answers: Answers) -> None:
         """Take in those that are of this contender."""
@@ -108,14 +115,16 @@ class _Scan:
         for cell, rows in answers:
             if _identity(cell) == mine:
                 self._losses[cell.optim.lr] = next((loss for row in rows if (loss := _loss(row)) is not None), None)
+                self.is_open |= not rows or any(row.status in RETRIED for row in rows)
 
     def extend(self, ratio: float, at_most: int) -> None:
         """Try one rate more beyond the best, if that is the lowest or the highest of all tried."""
         best, tried = self._best(), sorted(self._losses)
-        if best is None or self._n_extensions == at_most or best not in (tried[0], tried[-1]):
+        if self.is_open or best is None or self._n_extensions == at_most or best not in (tried[0], tried[-1]):
             return
         self._n_extensions += 1
-        self._rates.append(_rounded(best / ratio if best == tried[0] else best * ratio))
+        following = self._rates[best] / ratio if best == tried[0] else self._rates[best] * ratio
+        self._rates[_rounded(following)] = following
 
     def finals(self) -> list[Cell]:
         """Every seed at the best rate; at the given one where no rate worked, whose rows then say why."""
@@ -168,7 +177,10 @@ def _identity(cell: Cell) -> str:
 
 
 def matched(cells: list[Cell]) -> list[Cell]:
-    """With the parameters of the first backbone among those that share task, length and given size."""
+    """With the parameters of the first backbone among those that share task, length and given size.
+
+    One whose parameters cannot be counted is left as it is, and tells why when it is its turn.
+    """
     from arch_bench.match import n_params
 
     budgets: dict[str, int] = {}
@@ -179,7 +191,11 @@ def matched(cells: list[Cell]) -> list[Cell]:
             continue
         rivals = json.dumps([cell.task, cell.d_model, cell.n_layers], sort_keys=True)
         if rivals not in budgets:
-            budgets[rivals] = n_params(cell)
+            try:
+                budgets[rivals] = n_params(cell)
+            except Exception:  # a mistake, or a bug of a backbone: neither ends the sweep
+                found.append(cell)
+                continue
         match = cell.match.model_copy(update={"params": budgets[rivals]})
         found.append(cell.model_copy(update={"match": match}))
     return found

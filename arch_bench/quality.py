@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from tqdm import tqdm
 
-from arch_bench.checkpoint import Checkpoint, WholeFiles
+from arch_bench.checkpoint import Checkpoint
 from arch_bench.config import Cell, build
 from arch_bench.data import TaskData
 from arch_bench.guard import Diverged, guarded
@@ -80,11 +80,11 @@ def _train(cell: Cell, logger: Logger | None, team: Team) -> _Trained:
     shown: list[Callback] = [] if team.rank else [Bar()]
     if cell.trial is not None:
         shown.append(Pruning(cell, cell.trial, team))
-    options: dict[str, Any] = {"val_check_interval": data.val_check_interval, "plugins": [WholeFiles()]}
+    options: dict[str, Any] = {"val_check_interval": data.val_check_interval, "plugins": [saver.files]}
     trainer = make_trainer(cell, device, [watch, saver, *shown], logger, **_ways(team, device) | options)
     if logger is not None:
         logger.log_hyperparams({"n_params": step.backbone.n_params(), "kernel": step.backbone.kernel})
-    trainer.fit(lit, datamodule=data, ckpt_path=saver.find())
+    trainer.fit(lit, datamodule=data, ckpt_path=saver.find(team))
     if watch.last_validation != trainer.global_step:
         trainer.validate(lit, datamodule=data, verbose=False)
     metrics = _training_metrics(trainer, watch, task, cell.trainer.batch_size, saver.train_s)
@@ -144,6 +144,7 @@ def make_trainer(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 on torch 2.13
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are made on the device, in one call
+    warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # a phase is one process, and has been started
     warnings.filterwarnings("ignore", ".*GPU available but not used.*")  # device=cpu is the user's choice
     one: dict[str, Any] = {"accelerator": "gpu" if device.type == "cuda" else device.type, "devices": 1}
     return L.Trainer(

@@ -9,8 +9,9 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import IO, Any, Literal
 
 Kind = Literal["quality", "scan", "speed", "decode", "kernels"]
 Status = Literal["ok", "oom", "unsupported", "diverged", "timeout", "crashed", "pruned"]
+RETRIED: frozenset[Status] = frozenset({"timeout", "crashed"})
+"""What may end better the next time."""
 Metrics = dict[str, float | int | str | None]
 
 
@@ -98,11 +101,24 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
     Path(file.name).replace(path)
 
 
+_STALE_S = 86_400
+
+
+def sweep_up(folder: Path) -> None:
+    """Remove what writers that were killed have left behind in a folder, a day later."""
+    for path in folder.glob("*.tmp"):
+        with suppress(OSError):  # another process sweeps too
+            if path.stat().st_mtime < time.time() - _STALE_S:
+                path.unlink()
+
+
 def read(path: Path) -> Row:
-    """Raises ValueError, naming the file, for a torn or foreign one."""
+    """Raises ValueError, naming the file, for one that is torn, foreign or cannot be read; FileNotFoundError."""
     try:
         return Row(**json.loads(path.read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+    except FileNotFoundError:
+        raise
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, OSError) as error:
         raise ValueError(f"{path}: not a row of arch-bench ({error})") from error
 
 
@@ -116,6 +132,8 @@ def load(folders: Iterable[Path]) -> list[Row]:
     for path in sorted({path for folder in folders for path in _rows_of(folder.resolve()).glob("*.json")}):
         try:
             rows.append(read(path))
+        except FileNotFoundError:  # somebody has just removed it
+            continue
         except ValueError as error:
             print(f"skipped {error}", file=sys.stderr)
     return sorted(rows, key=lambda row: row.created_at)
@@ -157,6 +175,11 @@ def file_name(config: dict[str, Any], kind: Kind, seq_len: int, contender: str =
     settings = {k: v for k, v in config.get(phase, {}).items() if k not in _WHICH_LENGTHS}
     name = f"-{re.sub('[^A-Za-z0-9_]+', '_', contender)}" if contender else ""
     return f"{cell_key(config)}-{kind}-{seq_len}-{digest(settings)[:4]}{name}.json"
+
+
+def checkpoint_path(results_dir: str, config: dict[str, Any]) -> Path:
+    """Where the training of a cell is kept until its rows are on disk."""
+    return Path(results_dir) / "checkpoints" / f"{cell_key(config)}.ckpt"
 
 
 def digest(value: dict[str, Any]) -> str:

@@ -11,13 +11,11 @@ from typing import Any, NamedTuple, Protocol
 from arch_bench import isolate, match, results, search, tracking
 from arch_bench.config import Cell, ConfigError
 from arch_bench.isolate import Setting
-from arch_bench.results import Kind, Outcome, Row, Status
-from arch_bench.shape import Shape, Usage, run_shape, save
+from arch_bench.results import RETRIED, Kind, Outcome, Row, Status
+from arch_bench.shape import Shape, Usage, is_provisional, run_shape, save
 
 ORDER: tuple[Kind, ...] = ("kernels", "speed", "decode", "scan", "quality")
 """Measuring comes first: the quality process then logs every row to the one W&B run it opens."""
-RETRIED = frozenset({"timeout", "crashed"})
-"""What may end better the next time."""
 TIMED = frozenset({"kernels", "speed", "decode"})
 """Phases whose figures another process on the same device would spoil."""
 _ON_ALL_DEVICES: frozenset[Kind] = frozenset({"quality", "scan", "speed"})
@@ -64,6 +62,8 @@ def run_cell(
         known = [] if cell.rerun else _known(cell, shape)
         fresh = [] if known else _seated(cell, shape, rows, seating)
         n_measured += len(fresh)
+        if known and shape.kind == "quality":  # killed after it had saved them, it could not clear up
+            results.checkpoint_path(cell.results_dir, cell.model_dump()).unlink(missing_ok=True)
         is_mirrored |= shape.kind == "quality" and any(row.status not in RETRIED for row in fresh)
         for row in known or fresh:
             say(row)
@@ -195,10 +195,11 @@ def _is_given_up(row: Row, cell: Cell) -> bool:
 
 
 def _seated(cell: Cell, shape: Shape, earlier: list[Row], seating: Seating) -> list[Row]:
-    """Run one shape where there is room; what runs out of memory beside others is run again alone."""
+    """Run one shape where there is room; what fails beside others, perhaps by their doing, is run again alone."""
     with seating(cell, shape, alone=shape.kind in TIMED) as seat:
-        rows = _measure(cell, shape, earlier, seat.setting)
-    if not seat.is_shared or all(row.status != "oom" for row in rows):
+        here = shape._replace(is_shared=seat.is_shared)
+        rows = _measure(cell, here, earlier, seat.setting)
+    if not any(is_provisional(row, here) for row in rows):
         return rows
     with seating(cell, shape, alone=True) as seat:
         return _measure(cell, shape, earlier, seat.setting)
@@ -207,14 +208,17 @@ def _seated(cell: Cell, shape: Shape, earlier: list[Row], seating: Seating) -> l
 def _measure(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting) -> list[Row]:
     """Run one shape in its process; a process that ends badly becomes status rows."""
     before = _known(cell, shape)
+    where = f" ({setting.log})" if setting.log else ""
+    if setting.log is None:
+        setting = setting._replace(faults=log_path(cell, shape))
     try:
         if not cell.isolate:
             return run_shape(cell, shape, earlier)
         return _in_processes(cell, shape, earlier, setting, before)
     except isolate.TimedOut as error:
-        return _give_up(cell, shape, before, "timeout", str(error))
+        return _give_up(cell, shape, before, "timeout", f"{error}{where}")
     except isolate.Crashed as error:
-        where = f" ({setting.log})" if setting.log else ""
+        where = where or f" ({_noted(cell, shape, error)})"
         return _give_up(cell, shape, before, "crashed", f"{error}{where}")
     except ConfigError:
         raise
@@ -222,7 +226,7 @@ def _measure(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting) -> 
         error.add_note(f"in cell {results.cell_key(cell.model_dump())}: {cell.backbone_name} on {cell.task_name}")
         if not cell.isolate:
             raise
-        return _give_up(cell, shape, before, "crashed", f"{_summary(error)} ({_logged(cell, shape, error)})")
+        return _give_up(cell, shape, before, "crashed", logged(cell, shape, error))
 
 
 def _in_processes(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting, before: list[Row]) -> list[Row]:
@@ -261,7 +265,12 @@ def log_path(cell: Cell, shape: Shape) -> Path:
     return Path(cell.results_dir) / "logs" / f"{name.strip('-')}.log"
 
 
-def _logged(cell: Cell, shape: Shape, error: Exception) -> Path:
+def logged(cell: Cell, shape: Shape, error: Exception) -> str:
+    """A bug in one line, with the file that its traceback is added to."""
+    return f"{_summary(error)} ({_noted(cell, shape, error)})"
+
+
+def _noted(cell: Cell, shape: Shape, error: Exception) -> Path:
     path = log_path(cell, shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -274,4 +283,4 @@ def _give_up(cell: Cell, shape: Shape, before: list[Row], status: Status, reason
     if rows != before:
         return rows  # it saved them before it ended
     failed = [Outcome(seq_len=n, kernel=shape.contender, status=status, reason=reason) for n in shape.lengths]
-    return save(cell, shape.kind, failed, Usage())
+    return save(cell, shape, failed, Usage())

@@ -24,6 +24,8 @@ class Shape(NamedTuple):
     lengths: list[int]
     contender: str = ""
     """Of the phase `kernels`: the implementation."""
+    is_shared: bool = False
+    """Others are on the same device: running out of memory is no result."""
 
     def paths(self, cell: Cell) -> list[Path]:
         """Where its rows are."""
@@ -64,13 +66,13 @@ def _saved(cell: Cell, shape: Shape, team: Team, earlier: list[Row], started: fl
 
     if shape.kind != "quality":
         outcomes = guarded(lambda: _outcomes(cell, shape, team, None), shape.lengths, shape.contender)
-        rows = save(cell, shape.kind, outcomes, _usage(cell, started))
+        rows = save(cell, shape, outcomes, _usage(cell, started))
     else:
         with tracking.track(cell) as tracker:
             outcomes = guarded(lambda: _outcomes(cell, shape, team, tracker.lightning), shape.lengths)
-            rows = save(cell, shape.kind, outcomes, _usage(cell, started))
+            rows = save(cell, shape, outcomes, _usage(cell, started))
             tracker.log_rows(earlier + rows)
-    if shape.kind in TRAINED:
+    if shape.kind in TRAINED and not any(is_provisional(row, shape) for row in rows):
         checkpoint.path_of(cell).unlink(missing_ok=True)
     return rows
 
@@ -97,12 +99,23 @@ def _outcomes(cell: Cell, shape: Shape, team: Team, logger: Any) -> list[Outcome
     return [kernels.measure(cell, length, shape.contender)]
 
 
-def save(cell: Cell, kind: Kind, outcomes: list[Outcome], usage: Usage) -> list[Row]:
-    """The outcomes as rows, on disk."""
+def save(cell: Cell, shape: Shape, outcomes: list[Outcome], usage: Usage) -> list[Row]:
+    """The outcomes as rows, on disk but for those that are provisional."""
+    kind = shape.kind
     rows = [to_row(cell, kind, outcome, usage, len(outcomes)) for outcome in outcomes]
     for row in rows:
-        results.save(row, row_path(cell, kind, row.seq_len, row.kernel if kind == "kernels" else ""))
+        if not is_provisional(row, shape):
+            results.save(row, row_path(cell, kind, row.seq_len, row.kernel if kind == "kernels" else ""))
     return rows
+
+
+_BY_OTHERS = ("SIGKILL", "CUDA error", "CUDA driver error", "cudaGetDeviceCount")
+"""What a crash says that may be the doing of others: Linux ends who takes too much, MPS ends all for a fault of one."""
+
+
+def is_provisional(row: Row, shape: Shape) -> bool:
+    """Whether it may end better alone: a sweep that is killed before it has tried must not take this for final."""
+    return shape.is_shared and (row.status == "oom" or any(word in row.reason for word in _BY_OTHERS))
 
 
 def to_row(cell: Cell, kind: Kind, outcome: Outcome, usage: Usage, n_rows: int = 1) -> Row:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
 
 from arch_bench.complaint import one_line
 from arch_bench.config import Cell, ConfigError, Sweeping, cell_of, made, sweeping_of
-from arch_bench.results import Row, load
+from arch_bench.results import RETRIED, load, sweep_up
 from arch_bench.space import shown
 
 if TYPE_CHECKING:
@@ -28,12 +29,11 @@ class Sweep:
     def __init__(self) -> None:
         self.mistakes: list[str] = []
         """The user's, in one line each, told as they were found."""
-        self.failures: list[Row] = []
-        """Rows of this command that crashed or ran out of time."""
+        self.failures: dict[str, str] = {}
+        """Cells of this command that crashed or ran out of time, with the reason."""
         self._name: str | None = None
         self._cells: list[Cell] = []
         self._sweeping: Sweeping | None = None
-        self._started = time.monotonic()
         self._n_before = 0
 
     def begin(self, cfg: DictConfig) -> None:
@@ -70,6 +70,8 @@ class Sweep:
         from arch_bench.plan import plan
 
         folders = {Path(cell.results_dir) for cell in round_.cells}
+        for folder in folders:
+            sweep_up(folder / "rows")
         found = plan(round_.cells, [row for row in load(sorted(folders)) if row.wall_s is not None])
         if self._name is not None or (self._sweeping and self._sweeping.dry_run):
             later = f"; then {round_.n_later:,} more" if round_.n_later else ""
@@ -94,18 +96,26 @@ class Sweep:
         from arch_bench.launchers.base import Job
 
         where = f"[{number}/{n_cells}] " if self._name else ""
-        tried = f", lr {cell.optim.lr:g}" if cell.phases == ["scan"] else ""
+        return Job(cell, where + self._label(cell))
+
+    def _label(self, cell: Cell) -> str:
+        has_rates = cell.phases == ["scan"] or len({each.optim.lr for each in self._cells}) > 1
+        tried = f", lr {cell.optim.lr:g}" if has_rates else ""
         if cell.trial is not None:
             tried = f", trial {cell.trial.number}: {shown(cell.trial.values)}"
-        text = f"{where}{cell.backbone_name} on {cell.task_name}, seq_len {cell.seq_len}, seed {cell.seed}{tried}"
-        return Job(cell, text)
+        return f"{cell.backbone_name} on {cell.task_name}, seq_len {cell.seq_len}, seed {cell.seed}{tried}"
 
     def _hear(self, done: Done) -> None:
         for text in done.lines:
             print(text, flush=True)
         if done.mistake is not None:
             self._mistaken(done.mistake)
-        self.failures += [row for row in done.rows if row.status in ("crashed", "timeout")]
+        if done.bug is not None:
+            print(f"    crashed: {done.bug}", flush=True)
+            self.failures[done.job.label] = f"crashed: {done.bug}"
+        for row in done.rows:
+            if row.status in RETRIED:
+                self.failures.setdefault(done.job.label, f"{row.kind} {row.status}: {row.reason}")
 
     def _mistaken(self, text: str) -> None:
         if text not in self.mistakes:  # of two phases, or two seeds
@@ -119,19 +129,24 @@ class Sweep:
         for folder in sorted({Path(cell.results_dir) for cell in self._cells}):
             self._report(folder)
         if self.failures:
-            cells = {row.key: row for row in self.failures}
-            print(f"\n{len(cells)} cell{'s' * (len(cells) > 1)} failed:")
-            for row in cells.values():
-                print(f"  {row.backbone} on {row.task}, seq_len {row.train_seq_len}, seed {row.seed}: {row.reason}")
-            print(f"to run them again, and nothing else: {shlex.join(['arch-bench', *sys.argv[1:]])}")
+            print(f"\n{len(self.failures)} cell{'s' * (len(self.failures) > 1)} failed:")
+            for label, reason in self.failures.items():
+                print(f"  {label}: {reason}")
+            again = ["arch-bench", *(arg for arg in sys.argv[1:] if arg != "rerun=true")]
+            print(f"to run them again, and nothing that is done: {shlex.join(again)}")
 
     def _report(self, folder: Path) -> None:
         from arch_bench import report
 
         rows = [row for row in load([folder]) if row.experiment == self._name]
-        if rows:
-            print("\n" + report.summary(rows))
+        if not rows:
+            return
+        print("\n" + report.summary(rows))
+        try:
             page = report.build(rows, folder / str(self._name), str(self._name))
+        except OSError as error:
+            print(f"arch-bench: no report: {one_line(error)}", file=sys.stderr)
+        else:
             print(f"\nreport: {page}  (beside it: report.md, rows.csv, figures/)")
 
 
@@ -139,7 +154,18 @@ SWEEP = Sweep()
 
 
 class Announce(Callback):
-    """Tells `SWEEP` that Hydra composes several jobs."""
+    """Tells `SWEEP` that Hydra composes several jobs, and the user when that takes long."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         SWEEP.begin(config)
+        Sweeper.validate_batch_is_legal = _count  # type: ignore[method-assign, assignment]
+
+
+MANY = 50
+"""Cells that take five seconds to compose."""
+
+
+def _count(_: Sweeper, batch: Sequence[Sequence[str]]) -> None:
+    """In place of Hydra's trial of composing all: here nothing runs before everything is composed."""
+    if len(batch) > MANY:
+        print(f"composing {len(batch):,} cells", flush=True)

@@ -21,6 +21,7 @@ from arch_bench import checkpoint, isolate, provenance, quality, results, run
 from arch_bench.config import Cell, cell_of, compose
 from arch_bench.results import Row
 from arch_bench.shape import Shape
+from arch_bench.team import Team
 
 TINY = [
     *("logger=none", "device=cpu", "seq_len=16", "d_model=16", "n_layers=1", "phases=[quality]", "eval_scales=[1,2]"),
@@ -205,6 +206,42 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cell:
     cell = run.settle(tiny(tmp_path, "backbone=lstm"))
     stop(cell, 30, monkeypatch)
     return cell
+
+
+@pytest.mark.parametrize("fate", [Path.unlink, lambda path: path.write_bytes(b"torn")], ids=["removed", "replaced"])
+def test_what_another_sweep_does_to_the_file_disturbs_nobody(
+    fate: Callable[[Path], None], stopped: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has finished the same training, or saves another state of it, while this one goes on from what it found."""
+    find = checkpoint.Checkpoint.find
+
+    def found(self: checkpoint.Checkpoint, *args: Any) -> Path | None:
+        path = find(self, *args)
+        fate(saved(stopped))
+        return path
+
+    whole = measured(stopped.model_copy(update={"results_dir": str(tmp_path / "whole")}))
+    monkeypatch.setattr(checkpoint.Checkpoint, "find", found)
+    rows = measured(stopped)
+    assert contents(rows) == contents(whole)
+    assert {row.metrics["n_attempts"] for row in rows} == {2}
+
+
+def test_ranks_that_found_different_states_start_afresh(stopped: Cell, capsys: pytest.CaptureFixture[str]) -> None:
+    class Torn(Team):
+        def together(self, name: str) -> str:
+            return f"{name}+another"
+
+    assert finder(stopped).find(Torn()) is None
+    assert "was replaced while it was read: training starts afresh" in capsys.readouterr().err
+
+
+def test_a_checkpoint_beside_its_rows_is_removed(stopped: Cell) -> None:
+    kept = saved(stopped).read_bytes()
+    first = measured(stopped)
+    saved(stopped).write_bytes(kept)
+    assert measured(stopped) == first
+    assert not saved(stopped).exists()
 
 
 def finder(cell: Cell, **data: str) -> checkpoint.Checkpoint:

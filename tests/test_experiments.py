@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,16 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
 from arch_bench import run
 from arch_bench.config import CONF, HYDRA, Cell, build, cell_of, compose
+from arch_bench.sweep import Sweep
 from arch_bench.usage import options
 
 EXPERIMENTS = [name for name in options(CONF, "experiment") if name != "adhoc"]  # which is the absence of one
+MANY = {"every_backbone", "mqar_zoology"}
+"""Cells, which take long to compose."""
 
 
 def grid(experiment: str) -> list[list[str]]:
@@ -40,9 +48,69 @@ def sample(experiment: str) -> list[Cell]:
     for overrides in grid(experiment):
         pairs = {*itertools.combinations((each for each in overrides if not each.startswith("seed=")), 2)}
         if pairs - met:
-            kept.append(cell_of(compose(overrides)))
+            kept.append(cell_of(with_seed(overrides)))
             met |= pairs
     return kept
+
+
+PLANS = {
+    "cost_vs_length": "24 cells, 0 done, 24 to run",
+    "decode_vs_context": "48 cells, 0 done, 48 to run",
+    "every_backbone": "38 cells, 0 done, 38 to run",
+    "induction_heads": "learning rates, by validation: 4 cells, 0 done, 4 to run; then 6 more",
+    "kernels": "12 cells, 0 done, 12 to run",
+    "mqar_lengths": "learning rates, by validation: 56 cells, 0 done, 56 to run; then 24 more",
+    "mqar_zoology": "learning rates, by validation: 96 cells, 0 done, 96 to run; then 72 more",
+    "needle_depths": "learning rates, by validation: 8 cells, 0 done, 8 to run; then 12 more",
+    "parity_lengths": "learning rates, by validation: 6 cells, 0 done, 6 to run; then 6 more",
+    "quickstart": "12 cells, 0 done, 12 to run",
+    "selective_copying": "learning rates, by validation: 4 cells, 0 done, 4 to run; then 6 more",
+    "string_copy_lengths": "learning rates, by validation: 12 cells, 0 done, 12 to run; then 12 more",
+    "text_bits": "learning rates, by validation: 12 cells, 0 done, 12 to run; then 12 more",
+}
+"""What a dry run prints."""
+
+
+@cache
+def composed(*overrides: str) -> DictConfig:
+    return compose(list(overrides))
+
+
+def with_seed(overrides: list[str], **values: Any) -> DictConfig:
+    """Composed, which takes a tenth of a second, once for all seeds."""
+    seed = [each.removeprefix("seed=") for each in overrides if each.startswith("seed=")]
+    cfg = copy.deepcopy(composed(*(each for each in overrides if not each.startswith("seed="))))
+    for key, value in (values | {"seed": int(*seed)}).items():
+        cfg[key] = value
+    return cfg
+
+
+@pytest.mark.parametrize("experiment", [pytest.param(e, marks=[pytest.mark.slow] * (e in MANY)) for e in EXPERIMENTS])
+def test_a_dry_run_says_what_there_is_to_do(
+    experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = Sweep()
+    sweep.begin(composed(f"experiment={experiment}"))
+    for overrides in grid(experiment):
+        sweep.add(with_seed(overrides, dry_run=True, results_dir=str(tmp_path)))
+    sweep.run()
+    sweep.finish()
+    assert capsys.readouterr().out.splitlines() == [PLANS[experiment]]
+    assert not sweep.mistakes
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["", "protocol=quick", "protocol=grid", "protocol=fair"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_command_itself_takes_it_with_every_protocol(experiment: str, protocol: str, tmp_path: Path) -> None:
+    if protocol and experiment in MANY:
+        pytest.skip("too many cells to compose them again")
+    args = [sys.executable, "-m", "arch_bench", f"experiment={experiment}", "dry_run=true", *protocol.split()]
+    done = subprocess.run([*args, f"results_dir={tmp_path}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last == PLANS[experiment] if not protocol else " to run" in last
 
 
 def shrunk(cell: Cell, folder: Path) -> Cell:

@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "strategy": {"team"},
     "guard": {"ops", "results"},
     "measure": {"config"},
-    "checkpoint": {"config", "lit", "measure", "provenance", "results"},
+    "checkpoint": {"config", "lit", "measure", "provenance", "results", "team"},
     "quality": {
         "checkpoint",
         "data",

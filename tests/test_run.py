@@ -275,7 +275,7 @@ def _end_by_length(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
         return _hang()
     if length == 32:
         outcomes = guarded(lambda: torch.empty(2**60), shape.lengths)  # type: ignore[arg-type, return-value]
-        return save(cell, shape.kind, outcomes, Usage())
+        return save(cell, shape, outcomes, Usage())
     return run.run_shape(cell, shape, earlier)
 
 

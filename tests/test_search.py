@@ -41,10 +41,10 @@ def test_nothing_is_tried_beyond_lengths_of_which_none_fits() -> None:
 
 
 def test_a_cell_searches_and_then_finds_all_of_it_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(cell: object, shape: Shape, earlier: object) -> list[run.Row]:
+    def measure(cell: object, shape: Shape, *_: object) -> list[run.Row]:
         measured.append(shape.lengths[0])
         status = "ok" if shape.lengths[0] <= 700 else "oom"
-        return save(settled, shape.kind, [Outcome(seq_len=shape.lengths[0], status=status)], Usage())
+        return save(settled, shape, [Outcome(seq_len=shape.lengths[0], status=status)], Usage())
 
     measured: list[int] = []
     settled = run.settle(

@@ -10,8 +10,8 @@ from arch_bench.complaint import one_line
 from arch_bench.config import Cell, ConfigError
 from arch_bench.results import Outcome, Row
 from arch_bench.row_line import line
-from arch_bench.run import Seating, abandon, anywhere, run_cell
-from arch_bench.shape import Usage, to_row
+from arch_bench.run import Seating, abandon, anywhere, logged, run_cell
+from arch_bench.shape import Shape, Usage, to_row
 
 
 class Job(NamedTuple):
@@ -28,6 +28,8 @@ class Done(NamedTuple):
     rows: list[Row]
     mistake: str | None = None
     """The user's, in one line: the cell cannot be run."""
+    bug: str | None = None
+    """One of the harness or of a part, met before there was a shape whose row could hold it."""
     lines: tuple[str, ...] = ()
     """What has not been printed yet."""
 
@@ -41,12 +43,16 @@ class Launcher(Protocol):
 def attempt(job: Job, say: Callable[[str], None], seating: Seating = anywhere) -> Done:
     """Run a job in this process and its fresh ones. `say` hears of every row as it comes.
 
-    Raises what is a bug of the harness, never what is the cell's.
+    Raises nothing that concerns this cell only, except a bug with `isolate=false`, for a debugger.
     """
     try:
         rows = run_cell(job.cell, lambda row: say(line(row)), lambda text: say(f"    {text}"), seating)
     except (ConfigError, OSError) as error:
         return Done(job, [], one_line(error))
+    except Exception as error:
+        if not job.cell.isolate:
+            raise
+        return Done(job, [], bug=logged(job.cell, Shape(job.cell.phases[0], [job.cell.seq_len]), error))
     return Done(job, rows)
 
 
@@ -68,7 +74,7 @@ def lost(job: Job, reason: str, *, is_here: bool) -> Done:
         is_known = (is_here or cell.device != "auto") and not cell.rerun
         rows = abandon(cell, reason) if is_known else _unsaved(cell, reason)
     except (ConfigError, OSError) as error:
-        return Done(job, [], one_line(error), (job.label,))
+        return Done(job, [], one_line(error), lines=(job.label,))
     return Done(job, rows, lines=(job.label, *map(line, rows)))
 
 

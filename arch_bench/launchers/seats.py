@@ -2,15 +2,18 @@
 
 A cell that is timed has its device to itself. One that trains shares it with as many others as fit: by what cells like
 it were seen to hold, or, while none has been seen, by an equal share. One that runs out of memory beside others runs
-again alone, and only then is out of memory.
+again alone, and only then is out of memory; so does one that the device failed, for under MPS the fault of one process
+ends all of them.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+
+from pydantic import ValidationError
 
 from arch_bench.config import Cell
 from arch_bench.isolate import Setting
@@ -41,7 +44,12 @@ class Device:
         """For one more beside the others; the first always fits, whatever it needs."""
         if self.is_reserved or len(self.used) >= n_seats:
             return False
-        return not self.used or sum(self.used.values()) + need <= self.capacity * (1 - RESERVE)
+        return not self.used or sum(self.used.values()) + need <= self.given
+
+    @property
+    def given(self) -> int:
+        """Bytes for all seats together."""
+        return int(self.capacity * (1 - RESERVE))
 
 
 class Seats:
@@ -54,7 +62,6 @@ class Seats:
         self._devices, self._n_seats = devices, n_seats
         self._seen: dict[tuple[object, ...], int] = {}
         self._change = threading.Condition()
-        self._n_given = 0
 
     @contextmanager
     def __call__(self, cell: Cell, shape: Shape, *, alone: bool) -> Iterator[Seat]:
@@ -73,7 +80,9 @@ class Seats:
         """Note what the processes behind these rows held."""
         with self._change:
             for row in rows:
-                if row.process_bytes is not None:
+                if row.process_bytes is None:
+                    continue
+                with suppress(ValidationError):  # of a time when cells had other keys
                     like = _like(Cell.model_validate(row.config), row.kind)
                     self._seen[like] = max(self._seen.get(like, 0), row.process_bytes)
             self._change.notify_all()
@@ -107,7 +116,7 @@ class Seats:
 
     def _need(self, cell: Cell, shape: Shape, device: Device) -> int:
         seen = self._seen.get(_like(cell, shape.kind))
-        return device.capacity // self._n_seats if seen is None else round(HEADROOM * seen)
+        return device.given // self._n_seats if seen is None else round(HEADROOM * seen)
 
 
 def _like(cell: Cell, kind: str) -> tuple[object, ...]:

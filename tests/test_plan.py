@@ -1,0 +1,87 @@
+"""What a sweep has to do, by what is on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cells import cell, row
+
+from arch_bench import match, results
+from arch_bench.config import Cell
+from arch_bench.plan import Plan, duration, plan
+from arch_bench.run import final
+from arch_bench.shape import row_path
+
+
+def put(one: Cell, kind: str = "quality", **outcome: object) -> Path:
+    """A row of it on disk."""
+    path = row_path(final(one)[0], kind, one.seq_len)  # type: ignore[arg-type]
+    results.save(row(one, kind, **outcome), path)  # type: ignore[arg-type]
+    return path
+
+
+def counts(found: Plan) -> tuple[int, int, int]:
+    return len(found.done), len(found.failed), len(found.missing)
+
+
+def test_cells_are_done_failed_or_missing(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, seed=i) for i in range(8)]
+    for one, status in zip(cells, ("ok", "oom", "unsupported", "diverged", "timeout", "crashed"), strict=False):
+        put(one, status=status)
+    put(cells[6]).write_text('{"experiment": "adh')
+    found = plan(cells, [])
+    assert (found.done, found.failed, found.missing) == (cells[:4], cells[4:6], cells[6:])
+    assert found.text() == "8 cells, 4 done, 2 failed before, 4 to run"
+
+
+def test_a_cell_is_done_when_all_of_it_is(tmp_path: Path) -> None:
+    one = cell(tmp_path, phases=["decode", "quality"])
+    put(one)
+    assert counts(plan([one], [])) == (0, 0, 1)
+    put(one, "decode", status="crashed")
+    assert counts(plan([one], [])) == (0, 1, 0)
+    put(one, "decode")
+    assert counts(plan([one], [])) == (1, 0, 0)
+    assert counts(plan([one.model_copy(update={"eval_scales": [1, 2]})], [])) == (0, 0, 1)
+    assert counts(plan([one.model_copy(update={"rerun": True})], [])) == (0, 0, 1)
+
+
+def test_what_only_comes_out_as_it_runs_is_never_done(tmp_path: Path) -> None:
+    one = cell(tmp_path, phases=["speed"])
+    put(one, "speed")
+    assert counts(plan([one], [])) == (1, 0, 0)
+    search = one.speed.model_copy(update={"search_max_len": True})
+    assert counts(plan([one.model_copy(update={"speed": search})], [])) == (0, 0, 1)
+    assert counts(plan([one.model_copy(update={"phases": ["kernels"]})], [])) == (0, 0, 1)
+
+
+def test_cells_that_cannot_be_are_told_when_it_is_their_turn(tmp_path: Path) -> None:
+    mistaken = cell(tmp_path, match=cell(tmp_path).match.model_copy(update={"params": 1}))
+    buggy = mistaken.model_copy(update={"backbone": {"_target_": "collections.OrderedDict"}})
+    assert counts(plan([mistaken, buggy, cell(tmp_path)], [])) == (0, 0, 3)
+
+
+def test_time_is_estimated_by_cells_like_it(tmp_path: Path) -> None:
+    known, other = cell(tmp_path), cell(tmp_path, d_model=32)
+    history = [
+        row(known.model_copy(update={"seed": i}), "quality", wall_s=wall_s) for i, wall_s in ((5, 1e3), (6, 4e3))
+    ]
+    cells = [known.model_copy(update={"seed": i, "eval_scales": [1, 2]}) for i in range(3)]
+    assert plan(cells, []).seconds is None
+    assert plan([other], history).seconds is None
+    assert plan(cells, history).text() == "3 cells, 0 done, 3 to run, about 4.2 h of computing"
+    assert plan([*cells, other], history).seconds == 4 * 5e3, "the unknown as the known on average"
+    assert [duration(s) for s in (7.4, 600, 5399, 36_000)] == ["7 s", "10 min", "90 min", "10.0 h"]
+
+
+def test_a_width_is_solved_once_for_all_seeds_and_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = cell(tmp_path)
+    budget = base.match.model_copy(update={"params": 22_000})
+    monkeypatch.setattr(match, "_WIDTHS", {})
+    first, n_params = final(base.model_copy(update={"match": budget}))
+    assert first.d_model > 16
+    monkeypatch.setattr(match, "_Counter", None)
+    for again in (base, base.model_copy(update={"seed": 3}), cell(tmp_path, lr=0.5)):
+        found = final(again.model_copy(update={"match": budget}))
+        assert (found[0].d_model, found[0].backbone["d_model"], found[1]) == (first.d_model, first.d_model, n_params)

@@ -1,0 +1,171 @@
+"""Which cells a sweep runs: a fair comparison chooses its rates by validation, and never by half of the evidence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cells import cell, row
+
+from arch_bench.config import Cell, ConfigError, compose, made, sweeping_of
+from arch_bench.match import n_params
+from arch_bench.protocol import Answers, Fair, Grid, Quick, Round
+from arch_bench.results import Row
+
+HERE = Path("unused")
+BASE = 1e-2
+
+
+def fair(n_rates: int = 3, ratio: float = 10.0, max_extensions: int = 3, match: bool = False) -> Fair:
+    return Fair(n_rates=n_rates, ratio=ratio, max_extensions=max_extensions, match=match)
+
+
+def played(protocol: Fair | Grid | Quick, cells: list[Cell], answer: Callable[[Cell], list[Row]]) -> list[Round]:
+    """Every round of a protocol, where `answer` measures a cell."""
+    rounds = protocol.rounds(cells)
+    found: list[Round] = []
+    answers: Answers | None = None
+    while True:
+        try:
+            found.append(rounds.send(answers) if answers is not None else next(rounds))  # type: ignore[arg-type]
+        except StopIteration:
+            return found
+        answers = [(each, answer(each)) for each in reversed(found[-1].cells)]
+
+
+def by_loss(loss: Callable[[float], float | None]) -> Callable[[Cell], list[Row]]:
+    """Rows of trainings whose validation loss is a function of the rate; None diverges."""
+
+    def answer(one: Cell) -> list[Row]:
+        found = loss(one.optim.lr)
+        if one.phases != ["scan"]:
+            return [row(one, "quality")]
+        return [row(one, loss=found)] if found is not None else [row(one, status="diverged", reason="step 3")]
+
+    return answer
+
+
+def bowl(best: float) -> Callable[[Cell], list[Row]]:
+    return by_loss(lambda lr: abs(math.log(lr / best)) + 1.0)
+
+
+def rates(round_: Round) -> list[float]:
+    return [one.optim.lr for one in round_.cells]
+
+
+def seeds(*numbers: int) -> list[Cell]:
+    return [cell(HERE, lr=BASE, seed=seed) for seed in numbers]
+
+
+def test_every_seed_runs_at_the_rate_that_one_seed_chose() -> None:
+    first, last = played(fair(), seeds(4, 5, 6), bowl(BASE))
+    assert rates(first) == [1e-3, 1e-2, 1e-1]
+    assert {(one.seed, tuple(one.phases)) for one in first.cells} == {(4, ("scan",))}
+    assert first.n_later == 3
+    assert [(one.seed, one.optim.lr, one.phases) for one in last.cells] == [(i, BASE, ["quality"]) for i in (4, 5, 6)]
+    assert {one.chosen for one in last.cells} == {
+        "optim.lr=0.01: validation loss 1, the lowest of 3 rates from 0.001 to 0.1 at seed 4"
+    }
+
+
+def test_a_best_rate_at_an_edge_is_looked_beyond() -> None:
+    rounds = played(fair(), seeds(0), bowl(10.0))
+    assert [rates(each) for each in rounds] == [[1e-3, 1e-2, 1e-1], [1.0], [10.0], [100.0], [10.0]]
+    rounds = played(fair(), seeds(0), bowl(1e-4))
+    assert [rates(each) for each in rounds] == [[1e-3, 1e-2, 1e-1], [1e-4], [1e-5], [1e-4]]
+    rounds = played(fair(max_extensions=1), seeds(0), bowl(10.0))
+    assert [rates(each) for each in rounds] == [[1e-3, 1e-2, 1e-1], [1.0], [1.0]]
+    assert len(played(fair(max_extensions=0), seeds(0), bowl(10.0))) == 2
+
+
+def test_a_rate_that_diverges_is_an_edge_that_was_looked_beyond() -> None:
+    loss = by_loss(lambda lr: None if lr > BASE else 1 / lr)
+    assert [rates(each) for each in played(fair(), seeds(0), loss)] == [[1e-3, 1e-2, 1e-1], [1e-2]]
+
+
+def test_a_backbone_that_no_rate_trains_has_rows_that_say_so() -> None:
+    first, last = played(fair(), seeds(0, 1), by_loss(lambda lr: None))
+    assert rates(first) == [1e-3, 1e-2, 1e-1]
+    assert rates(last) == [BASE, BASE]
+    assert last.cells[0].chosen == "optim.lr=0.01: none of 3 rates could be trained"
+
+
+def test_rates_that_are_given_are_those_tried() -> None:
+    given = [cell(HERE, lr=lr, seed=seed) for lr in (3e-2, 3e-3) for seed in (0, 1)]
+    first, second, last = played(fair(ratio=math.sqrt(10), max_extensions=1), given, bowl(1.0))
+    assert (rates(first), rates(second)) == ([3e-3, 3e-2], [0.0949])
+    assert [(one.seed, one.optim.lr) for one in last.cells] == [(0, 0.0949), (1, 0.0949)]
+
+
+def test_each_backbone_has_its_own_rate() -> None:
+    lstm, rival = cell(HERE, "backbone=lstm", lr=BASE), cell(HERE, lr=BASE)
+    best = {"lstm": 1e-1, "transformer": 1e-3}
+    rounds = played(fair(max_extensions=0), [lstm, rival], lambda one: bowl(best[one.backbone_name])(one))
+    assert len(rounds[0].cells) == 6
+    assert {one.backbone_name: one.optim.lr for one in rounds[-1].cells} == best
+
+
+def test_cells_that_train_nothing_are_as_they_are_given() -> None:
+    timed = cell(HERE, lr=BASE, phases=["decode"])
+    rounds = played(fair(match=True), [timed, *seeds(0)], bowl(BASE))
+    assert timed not in rounds[0].cells
+    assert rounds[-1].cells[0] == timed
+    assert rounds[0].n_later == 2
+    assert [each.cells for each in played(fair(), [timed], bowl(BASE))] == [[timed]]
+
+
+@pytest.mark.parametrize("status", ["crashed", "timeout", None])
+def test_no_rate_is_chosen_while_one_may_still_have_a_result(
+    status: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None: the cell could not even begin."""
+
+    def answer(one: Cell) -> list[Row]:
+        if one.backbone_name == "lstm" and one.optim.lr == BASE:
+            return [row(one, status=status, reason="ended")] if status else []
+        return bowl(BASE)(one)
+
+    rounds = played(fair(), [cell(HERE, "backbone=lstm", lr=BASE), *seeds(0)], answer)
+    assert [one.backbone_name for one in rounds[-1].cells] == ["transformer"]
+    assert capsys.readouterr().err == "lstm on mqar, seq_len 16: no rate is chosen while one has no result\n"
+
+
+def test_all_have_the_parameters_of_the_first() -> None:
+    first, rival = cell(HERE, lr=BASE), cell(HERE, "backbone=lstm", lr=BASE)
+    own = cell(HERE, lr=BASE, match=first.match.model_copy(update={"params": 4300}))
+    rounds = played(fair(match=True), [first, rival, own], bowl(BASE))
+    for round_ in rounds:
+        budgets = {(one.backbone_name, one.match.params) for one in round_.cells}
+        assert budgets == {("transformer", n_params(first)), ("lstm", n_params(first)), ("transformer", 4300)}
+    assert {one.match.params for one in played(fair(), [first, rival], bowl(BASE))[0].cells} == {None}
+
+
+def test_a_first_backbone_that_cannot_be_built_ends_nothing() -> None:
+    broken = cell(HERE, lr=BASE)
+    broken = broken.model_copy(update={"backbone": broken.backbone | {"positions": "polar"}})
+    lstm = cell(HERE, "backbone=lstm", lr=BASE)
+    rounds = played(fair(match=True), [broken, lstm], lambda one: [] if one.match.params is None else bowl(BASE)(one))
+    assert {one.match.params for one in rounds[0].cells} == {None, n_params(lstm)}
+    assert [one.backbone_name for one in rounds[-1].cells] == ["lstm"]
+
+
+def test_the_others_take_all_cells_or_the_first_of_each() -> None:
+    cells = [cell(HERE, lr=lr, seed=seed, seq_len=n) for n in (16, 32) for lr in (1e-3, 1e-2) for seed in (0, 1)]
+    assert [each.cells for each in played(Grid(), cells, bowl(BASE))] == [cells]
+    assert [each.cells for each in played(Quick(), cells, bowl(BASE))] == [[cells[0], cells[4]]]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("protocol.n_rates=0", "protocol=fair: n_rates=0, max_extensions=3: needs at least 1 and 0"),
+        ("protocol.ratio=1.0", "protocol=fair: ratio=1: needs more than 1"),
+        ("protocol.match=maybe", "protocol.match=maybe: input should be a valid boolean"),
+    ],
+)
+def test_mistakes_name_the_key(override: str, words: str) -> None:
+    sweeping = sweeping_of(compose(["protocol=fair", override]))
+    with pytest.raises(ConfigError, match="^" + words.replace("(", r"\(")):
+        made("protocol", sweeping.protocol, "fair")

@@ -1,0 +1,227 @@
+"""The cells of one command: planned, run round after round, reported; and what its exit code says."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cells import TINY
+
+from arch_bench import cli, results, run, sweep
+from arch_bench.config import Cell, compose
+from arch_bench.results import Outcome, Row
+from arch_bench.shape import Shape, Usage, save
+from arch_bench.sweep import Sweep
+
+FAIR = ["protocol=fair", "protocol.n_rates=3", "protocol.max_extensions=1", "protocol.match=false", "optim.lr=1e-2"]
+
+
+def command(folder: Path, *overrides: str, seeds: tuple[int, ...] = (0, 1), n_cells: int = 2) -> Sweep:
+    """What Hydra makes of a sweep over seeds."""
+    found = Sweep()
+    for seed in seeds:
+        cfg = compose([*TINY, f"results_dir={folder}", f"seed={seed}", *overrides])
+        if n_cells > 1:
+            found.begin(cfg)
+        found.add(cfg)
+    return found
+
+
+class Machine:
+    """In place of a phase; notes what it measured. Fate: of a cell, the status of its rows."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fate: Any = lambda cell: "ok") -> None:
+        self._fate = fate
+        self.measured: list[tuple[str, int, float]] = []
+        monkeypatch.setattr(run, "run_shape", self)
+
+    def __call__(self, cell: Cell, shape: Shape, _: list[Row]) -> list[Row]:
+        self.measured.append((shape.kind, cell.seed, cell.optim.lr))
+        status = self._fate(cell)
+        metrics: Any = {"val_loss_nats": 1 / cell.optim.lr, "steps": 2, "train_s": 0.1, "token_accuracy": 0.5}
+        outcome = Outcome(
+            seq_len=16,
+            status=status,
+            reason="" if status == "ok" else f"why it {status}",
+            metrics=metrics if status == "ok" else {},
+        )
+        return save(cell, shape, [outcome], Usage(60.0, 2**20))
+
+
+def test_a_sweep_does_what_is_missing_and_says_so_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = Machine(monkeypatch)
+    command(tmp_path, seeds=(0,)).run()
+    (tmp_path / "rows" / "foreign.json").write_text("{}")
+    capsys.readouterr()
+    command(tmp_path, seeds=(0, 1, 2)).run()
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0] == "3 cells, 1 done, 2 to run, about 2 min of computing"
+    assert [line.split("]")[0] for line in printed.out.splitlines() if line[0] == "["] == ["[1/3", "[2/3", "[3/3"]
+    assert f"skipped {tmp_path}/rows/foreign.json: not a row of arch-bench" in printed.err
+    assert [seed for _, seed, _ in machine.measured] == [0, 1, 2]
+    command(tmp_path, seeds=(2, 1, 0)).run()
+    assert len(machine.measured) == 3
+
+
+def test_a_dry_run_prints_the_plan_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = Machine(monkeypatch)
+    for overrides in (["dry_run=true"], ["dry_run=true", *FAIR]):
+        planned = command(tmp_path, *overrides)
+        planned.run()
+        planned.finish()
+    assert capsys.readouterr().out.splitlines() == [
+        "2 cells, 0 done, 2 to run",
+        "learning rates, by validation: 3 cells, 0 done, 3 to run; then 2 more",
+    ]
+    assert not machine.measured
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fair_sweep_is_interrupted_anywhere_and_chooses_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    machine = Machine(monkeypatch)
+    command(whole, *FAIR).run()
+    n_shapes = len(machine.measured)
+    assert [lr for _, _, lr in machine.measured] == [0.00316, 0.01, 0.0316, 0.1, 0.1, 0.1]
+    for n_before in range(n_shapes):
+        left = iter(range(n_before and 1))
+
+        def fate(_: Cell, left: Any = left) -> str:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return "ok"
+
+        machine = Machine(monkeypatch, fate)
+        with pytest.raises(KeyboardInterrupt):
+            command(parts, *FAIR).run()
+    machine = Machine(monkeypatch)
+    command(parts, *FAIR).run()
+    assert len(machine.measured) == 1, "one more each time"
+    assert [path.name for path in sorted(parts.glob("rows/*"))] == [path.name for path in sorted(whole.glob("rows/*"))]
+    chosen = {row.chosen for row in results.load([parts]) if row.kind == "quality"}
+    assert chosen == {row.chosen for row in results.load([whole]) if row.kind == "quality"}
+    assert len(chosen) == 1
+
+
+def test_a_training_that_fails_keeps_its_backbone_from_a_choice_until_it_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Machine(monkeypatch, lambda cell: "timeout" if cell.optim.lr == 0.0316 else "ok")
+    first = command(tmp_path, *FAIR)
+    first.run()
+    assert [*first.failures.values()] == ["scan timeout: why it timeout"]
+    assert {row.kind for row in results.load([tmp_path])} == {"scan"}
+    assert "no rate is chosen" in capsys.readouterr().err
+    machine = Machine(monkeypatch)
+    command(tmp_path, *FAIR).run()
+    assert "learning rates, by validation: 3 cells, 2 done, 1 failed before, 1 to run" in capsys.readouterr().out
+    assert [lr for _, _, lr in machine.measured] == [0.0316, 0.1, 0.1, 0.1]
+
+
+def test_failures_are_summed_up_with_the_command_that_reruns_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["arch-bench", "-m", "rerun=true", "task.n_pairs=1, 2"])
+    Machine(monkeypatch, lambda cell: ["ok", "crashed", "oom"][cell.seed])
+    found = command(tmp_path, seeds=(0, 1, 2))
+    found.run()
+    found.finish()
+    assert capsys.readouterr().out.rstrip().splitlines()[-3:] == [
+        "1 cell failed:",
+        "  [2/3] transformer on mqar, seq_len 16, seed 1: quality crashed: why it crashed",
+        "to run them again, and nothing that is done: arch-bench -m 'task.n_pairs=1, 2'",
+    ]
+
+
+def test_a_report_that_cannot_be_written_costs_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Machine(monkeypatch)
+    found = command(tmp_path)
+    found.run()
+    (tmp_path / "adhoc").write_text("a file where a folder should be")
+    found.finish()
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"arch-bench: no report: {tmp_path}/adhoc")
+    assert "report:" not in printed.out
+
+
+@pytest.mark.parametrize(
+    ("statuses", "code"),
+    [
+        (["ok", "ok"], None),
+        (["oom", "unsupported"], None),
+        (["ok", "diverged"], None),
+        (["crashed", "ok"], 1),
+        (["ok", "timeout"], 1),
+    ],
+)
+@pytest.mark.parametrize("n_cells", [1, 2])
+def test_the_exit_code_is_0_when_all_is_final(
+    statuses: list[str], code: int | None, n_cells: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine(monkeypatch, lambda cell: statuses[cell.seed])
+    assert exit_code(monkeypatch, command(tmp_path, n_cells=n_cells)) == code
+    assert exit_code(monkeypatch, command(tmp_path, n_cells=n_cells, seeds=())) is None
+
+
+def test_a_mistake_outweighs_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(monkeypatch, lambda cell: "crashed")
+    found = command(tmp_path)
+    found.add(compose([*TINY, f"results_dir={tmp_path}", "precision=tf32"]))
+    assert exit_code(monkeypatch, found) == 2
+    assert (len(found.failures), len(found.mistakes)) == (2, 1)
+
+
+def exit_code(monkeypatch: pytest.MonkeyPatch, found: Sweep) -> int | None:
+    """Of the command, once Hydra has composed its cells."""
+    monkeypatch.setattr(cli, "compose", lambda: None)
+    monkeypatch.setattr(cli, "SWEEP", found)
+    before = [(each, signal.getsignal(each)) for each in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        cli.main()
+    except SystemExit as end:
+        return end.code  # type: ignore[return-value]
+    finally:
+        for signum, handler in before:
+            signal.signal(signum, handler)
+    return None
+
+
+def test_what_killed_writers_left_among_the_rows_goes_a_day_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine(monkeypatch)
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for name in ("old.tmp", "new.tmp"):
+        (rows / name).touch()
+    (rows / "old.tmp").touch()
+    monkeypatch.setattr(results, "_STALE_S", 0.0)
+    command(tmp_path).run()
+    assert not list(rows.glob("*.tmp"))
+    monkeypatch.setattr(results, "_STALE_S", 86_400.0)
+    (rows / "new.tmp").touch()
+    command(tmp_path).run()
+    assert [path.name for path in rows.glob("*.tmp")] == ["new.tmp"]
+
+
+@pytest.mark.slow
+def test_composing_many_is_announced_and_done_once(tmp_path: Path) -> None:
+    seeds = f"seed=range({sweep.MANY + 1})"
+    args = [sys.executable, "-m", "arch_bench", "-m", *TINY, seeds, "dry_run=true", f"results_dir={tmp_path}"]
+    done = subprocess.run(args, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        f"composing {sweep.MANY + 1} cells",
+        f"{sweep.MANY + 1} cells, 0 done, {sweep.MANY + 1} to run",
+    ]
