@@ -66,10 +66,11 @@ def _quota(groups: Path) -> int | None:
 def limit_threads() -> None:
     """Give PyTorch no more threads than there are cores to run them, unless OMP_NUM_THREADS says how many.
 
-    ARCH_BENCH_THREADS is what a launcher allots to each of several processes.
+    ARCH_BENCH_THREADS is what a launcher allots to each of several processes, their compilers included.
     """
     if allotted := os.environ.get("ARCH_BENCH_THREADS"):
         torch.set_num_threads(int(allotted))
+        torch._inductor.config.compile_threads = int(allotted)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
 

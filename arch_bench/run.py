@@ -195,7 +195,7 @@ def _is_given_up(row: Row, cell: Cell) -> bool:
 
 
 def _seated(cell: Cell, shape: Shape, earlier: list[Row], seating: Seating) -> list[Row]:
-    """Run one shape where there is room; what runs out of memory beside others is run again alone."""
+    """Run one shape where there is room; what fails beside others, perhaps by their doing, is run again alone."""
     with seating(cell, shape, alone=shape.kind in TIMED) as seat:
         here = shape._replace(is_shared=seat.is_shared)
         rows = _measure(cell, here, earlier, seat.setting)

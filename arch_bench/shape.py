@@ -109,9 +109,13 @@ def save(cell: Cell, shape: Shape, outcomes: list[Outcome], usage: Usage) -> lis
     return rows
 
 
+_BY_OTHERS = ("SIGKILL", "CUDA error", "CUDA driver error", "cudaGetDeviceCount")
+"""What a crash says that may be the doing of others: Linux ends who takes too much, MPS ends all for a fault of one."""
+
+
 def is_provisional(row: Row, shape: Shape) -> bool:
-    """Whether it may fit when it is alone: a sweep that is killed before it has tried must not take this for final."""
-    return shape.is_shared and (row.status == "oom" or "SIGKILL" in row.reason)  # so does Linux end who takes too much
+    """Whether it may end better alone: a sweep that is killed before it has tried must not take this for final."""
+    return shape.is_shared and (row.status == "oom" or any(word in row.reason for word in _BY_OTHERS))
 
 
 def to_row(cell: Cell, kind: Kind, outcome: Outcome, usage: Usage, n_rows: int = 1) -> Row:

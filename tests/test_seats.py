@@ -152,6 +152,7 @@ class Machine:
         ("oom", "ok", "2 GiB", 1),
         ("oom", "oom", "2 GiB", 1),
         ("crashed", "ok", "the process was ended by SIGKILL", 1),
+        ("crashed", "ok", "AcceleratorError: CUDA error: unspecified launch failure", 1),
         ("crashed", "ok", "the process was ended by SIGSEGV", 0),
         ("diverged", "ok", "step 3", 0),
     ],

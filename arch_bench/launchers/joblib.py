@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +17,6 @@ from arch_bench.results import load
 
 MANY = 8
 """Small cells on one GPU, at most, when nobody says how many."""
-THREADS = "1"
-"""Of a process that compiles, beside others."""
 
 
 class Joblib:
@@ -49,11 +47,12 @@ class Joblib:
             raise ConfigError(f"trainer.devices={most}: launcher=joblib gives a cell one GPU; launcher=basic gives all")
         n_seats = per_device(len(devices), is_gpu=is_gpu, pack=self._pack)
         n_seats = min(n_seats, math.ceil(len(jobs) / len(devices)))  # few cells get more memory and threads each
-        seats = Seats([_with_threads(device, len(devices) * n_seats) for device in devices], n_seats)
-        seats.learn(load(sorted({Path(job.cell.results_dir) for job in jobs})))
         n_jobs = min(len(jobs), n_seats * len(devices))
-        print(f"{n_jobs} at a time, {n_seats} on a device; what they print is in logs/", flush=True)
-        with self._service(devices):
+        with self._service(is_gpu=is_gpu) as env:
+            seats = Seats([_allotted(device, env, n_jobs) for device in devices], n_seats)
+            seats.learn(load(sorted({Path(job.cell.results_dir) for job in jobs})))
+            how = " by MPS" if env else ""
+            print(f"{n_jobs} at a time, {n_seats} on a device{how}; what they print is in logs/", flush=True)
             parallel = joblib.Parallel(n_jobs, backend="threading", batch_size=1, return_as="generator_unordered")
             try:
                 for done in parallel(joblib.delayed(attempt_silently)(job, seats) for job in jobs):
@@ -63,13 +62,17 @@ class Joblib:
                 isolate.interrupt()
                 raise
 
-    def _service(self, devices: list[Device]) -> AbstractContextManager[object]:
-        if self._mps is False or "CUDA_VISIBLE_DEVICES" not in devices[0].env:
-            return nullcontext()
-        reason = mps.available()
-        if reason and self._mps is True:
-            raise ConfigError(f"launcher.mps=true: {reason}")
-        return nullcontext() if reason else mps.service()
+    @contextmanager
+    def _service(self, *, is_gpu: bool) -> Iterator[Mapping[str, str]]:
+        """What processes need to share a GPU by MPS, for as long as they may; nothing where they take turns."""
+        with ExitStack() as stack:
+            env: Mapping[str, str] = {}
+            try:
+                env = stack.enter_context(mps.service()) if is_gpu and self._mps else {}
+            except mps.Unavailable as error:
+                if self._mps is True:
+                    raise ConfigError(f"launcher.mps=true: {error}") from None
+            yield env
 
 
 def devices_of(name: str) -> list[Device]:
@@ -83,10 +86,7 @@ def devices_of(name: str) -> list[Device]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     names = visible if visible != [""] else [str(i) for i in range(torch.cuda.device_count())]
     free = [torch.cuda.mem_get_info(i)[0] for i in range(len(names))]
-    return [
-        Device({"CUDA_VISIBLE_DEVICES": name, "TORCHINDUCTOR_COMPILE_THREADS": THREADS}, n_bytes)
-        for name, n_bytes in zip(names, free, strict=True)
-    ]
+    return [Device({"CUDA_VISIBLE_DEVICES": name}, n_bytes) for name, n_bytes in zip(names, free, strict=True)]
 
 
 def per_device(n_devices: int, *, is_gpu: bool, pack: int | Literal["auto"]) -> int:
@@ -99,8 +99,9 @@ def per_device(n_devices: int, *, is_gpu: bool, pack: int | Literal["auto"]) -> 
     return min(MANY, by_cores) if is_gpu else by_cores
 
 
-def _with_threads(device: Device, n_jobs: int) -> Device:
+def _allotted(device: Device, env: Mapping[str, str], n_jobs: int) -> Device:
     """CPU threads are shared out: more than there are cores slow each other down severalfold."""
     from arch_bench.measure import usable_cores
 
-    return Device(device.env | {"ARCH_BENCH_THREADS": str(max(1, usable_cores() // n_jobs))}, device.capacity)
+    threads = {"ARCH_BENCH_THREADS": str(max(1, usable_cores() // n_jobs))}
+    return Device(device.env | threads | dict(env), device.capacity)

@@ -2,7 +2,8 @@
 
 A cell that is timed has its device to itself. One that trains shares it with as many others as fit: by what cells like
 it were seen to hold, or, while none has been seen, by an equal share. One that runs out of memory beside others runs
-again alone, and only then is out of memory.
+again alone, and only then is out of memory; so does one that the device failed, for under MPS the fault of one process
+ends all of them.
 """
 
 from __future__ import annotations
@@ -61,7 +62,6 @@ class Seats:
         self._devices, self._n_seats = devices, n_seats
         self._seen: dict[tuple[object, ...], int] = {}
         self._change = threading.Condition()
-        self._n_given = 0
 
     @contextmanager
     def __call__(self, cell: Cell, shape: Shape, *, alone: bool) -> Iterator[Seat]:
