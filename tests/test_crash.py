@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -95,25 +96,26 @@ def files(folder: Path) -> dict[Path, int]:
     return found
 
 
-def wait_for_moment(command: Command, folder: Path, chance: random.Random) -> str:
-    """Wait as long as it takes to hit what is then returned."""
+MOMENTS = ("training", "working", "writing", "composing", "training", "loading", "working")
+
+
+def wait_for(what: str, command: Command, folder: Path, chance: random.Random) -> None:
+    """Wait as long as it takes to hit that."""
     before = files(folder)
-    what = chance.choice(["composing", "loading", "working", "working", "training", "training", "writing"])
     if what == "composing":
         time.sleep(chance.uniform(0.2, 4.0))
-        return what
+        return
     command.wait_until(lambda: "to run" in command.printed)
     if what == "loading":
         time.sleep(chance.uniform(0.0, 4.0))
-        return what
+        return
     command.wait_until(lambda: files(folder) != before)
     time.sleep(chance.uniform(0.0, 1.5))
     if what == "writing":
         command.wait_until(lambda: any(folder.glob("[rc]*/*.tmp")), seconds=5)
     if what == "training":
         command.wait_until(lambda: any(folder.glob("*/*.ckpt")), seconds=5)
-        time.sleep(chance.uniform(0.0, 0.2))
-    return what
+        time.sleep(chance.uniform(0.0, 0.05))
 
 
 @pytest.fixture(scope="module", params=LAUNCHERS)
@@ -134,9 +136,9 @@ def test_a_sweep_that_is_killed_again_and_again_ends_with_the_same_rows(
 ) -> None:
     chance = random.Random(25)
     hit = Counter[str]()
-    for _ in range(N_KILLS):
+    for what in itertools.islice(itertools.cycle(MOMENTS), N_KILLS):
         command = Command(tmp_path, *launcher, *GRID)
-        what = wait_for_moment(command, tmp_path, chance)
+        wait_for(what, command, tmp_path, chance)
         hit[what if command.kill() == -signal.SIGKILL else "too late"] += 1
         results.load([tmp_path])
     last = Command(tmp_path, *launcher, *GRID)
