@@ -7,8 +7,9 @@ from functools import cache
 import torch
 from hydra.utils import get_class
 
-from arch_bench.config import CONF, Cell, build, cell_of, compose
+from arch_bench.config import CONF, Cell, cell_of, compose
 from arch_bench.mixers.base import Card, Mixer
+from arch_bench.objects import build
 from arch_bench.results import Row, load
 from arch_bench.usage import options
 

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from arch_bench.complaint import one_line
-from arch_bench.config import CONF, HYDRA, ConfigError, allowed_targets
+from arch_bench.config import CONF, HYDRA, ConfigError
+from arch_bench.objects import allowed_targets
 from arch_bench.sweep import SWEEP
 
 

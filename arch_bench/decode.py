@@ -13,12 +13,13 @@ from torch import Tensor
 
 from arch_bench.backbone import Backbone
 from arch_bench.ceiling import copy_gb_per_s
-from arch_bench.config import Cell, build
+from arch_bench.config import Cell
 from arch_bench.decoder import Decoder, EagerDecoder, GraphDecoder
 from arch_bench.energy import joules_per_call
 from arch_bench.graph import capture
 from arch_bench.measure import PeakMemory, Stopwatch, Timing, percentile, pick_device, time_calls, warm_up
 from arch_bench.mixers.base import State, count_bytes, tensors
+from arch_bench.objects import build
 from arch_bench.precision import autocast, pick_precision
 from arch_bench.results import Metrics, Outcome
 

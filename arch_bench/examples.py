@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from arch_bench.complaint import one_line
-from arch_bench.config import CONF, Cell, ConfigError, allowed_targets, build, cell_of, compose
+from arch_bench.config import CONF, Cell, ConfigError, cell_of, compose
+from arch_bench.objects import allowed_targets, build
 from arch_bench.usage import options
 from tasks.base import IGNORE, Task, stream
 

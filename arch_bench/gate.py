@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from arch_bench.backbone import Backbone
-from arch_bench.config import Cell, build, with_kernel
+from arch_bench.config import Cell, with_kernel
+from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import autocast
 from arch_bench.results import Metrics

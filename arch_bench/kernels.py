@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from arch_bench import gate
 from arch_bench.backbone import Backbone
-from arch_bench.config import Cell, ConfigError, build, with_kernel
+from arch_bench.config import Cell, ConfigError, with_kernel
 from arch_bench.graph import capture
 from arch_bench.measure import PeakMemory, Stopwatch, Timing, pick_device, warm_up
+from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import autocast, pick_precision
 from arch_bench.results import Metrics, Outcome

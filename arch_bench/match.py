@@ -8,7 +8,8 @@ from itertools import islice
 
 import torch
 
-from arch_bench.config import Cell, ConfigError, build, with_kernel
+from arch_bench.config import Cell, ConfigError, with_kernel
+from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
 
 TOLERANCE = 0.05

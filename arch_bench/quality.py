@@ -16,11 +16,12 @@ from lightning.pytorch.loggers import Logger
 from tqdm import tqdm
 
 from arch_bench.checkpoint import Checkpoint
-from arch_bench.config import Cell, build
+from arch_bench.config import Cell
 from arch_bench.data import TaskData
 from arch_bench.guard import Diverged, guarded
 from arch_bench.lit import LitSequence
 from arch_bench.measure import pick_device
+from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import autocast, pick_precision
 from arch_bench.pruning import Pruning

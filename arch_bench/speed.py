@@ -10,9 +10,10 @@ import torch
 from arch_bench import gate
 from arch_bench.backbone import TRAIN_PER_FORWARD
 from arch_bench.ceiling import ceilings
-from arch_bench.config import Cell, build
+from arch_bench.config import Cell
 from arch_bench.energy import joules_per_call
 from arch_bench.measure import Clock, Mark, PeakMemory, Stopwatch, Timing, pick_device, warm_up
+from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import autocast, pick_precision
 from arch_bench.results import Metrics, Outcome

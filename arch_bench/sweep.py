@@ -13,7 +13,8 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
 
 from arch_bench.complaint import one_line
-from arch_bench.config import Cell, ConfigError, Sweeping, cell_of, made, sweeping_of
+from arch_bench.config import Cell, ConfigError, Sweeping, cell_of, sweeping_of
+from arch_bench.objects import made
 from arch_bench.results import RETRIED, load, sweep_up
 from arch_bench.space import shown
 

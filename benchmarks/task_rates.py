@@ -21,9 +21,10 @@ from typing import Any
 from tabulate import tabulate
 
 from arch_bench import isolate, provenance
-from arch_bench.config import CONF, Cell, ConfigError, build, cell_of, compose
+from arch_bench.config import CONF, Cell, ConfigError, cell_of, compose
 from arch_bench.data import Blocks, cut
 from arch_bench.measure import Stopwatch, Timing, device_name, limit_threads, pick_device, time_calls
+from arch_bench.objects import build
 from arch_bench.usage import options
 from tasks.base import Task
 

@@ -26,10 +26,11 @@ from tabulate import tabulate
 from arch_bench import isolate, provenance, quality, tracking
 from arch_bench.backbone import TRAIN_PER_FORWARD
 from arch_bench.ceiling import matmul_tflops
-from arch_bench.config import Cell, build, cell_of, compose
+from arch_bench.config import Cell, cell_of, compose
 from arch_bench.data import TaskData
 from arch_bench.lit import LitSequence
 from arch_bench.measure import Stopwatch, Timing, device_name, pick_device, warm_up
+from arch_bench.objects import build
 from arch_bench.ops import linear_cross_entropy as head
 from arch_bench.precision import autocast, pick_precision
 from arch_bench.train_step import Scored, TrainStep, list_scored, pick_step

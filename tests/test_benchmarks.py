@@ -46,6 +46,7 @@ def test_task_rates_of_what_is_allowed(tmp_path: Path) -> None:
     assert re.search(r"\| `mqar` +\| +[\d,]+ \| +refused \|", done.stdout)
 
 
+@pytest.mark.slow
 def test_scaling_is_measured_for_every_strategy(tmp_path: Path) -> None:
     out = tmp_path / "scaling.json"
     command = [sys.executable, str(BENCHMARKS / "scaling.py"), "--smoke", "--steps", "4", "--out", str(out)]

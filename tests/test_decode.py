@@ -10,8 +10,9 @@ from models import DECODERS, depth, on_cpu
 
 from arch_bench import decode
 from arch_bench.backbone import Backbone
-from arch_bench.config import build, cell_of, compose
+from arch_bench.config import cell_of, compose
 from arch_bench.decoder import EagerDecoder
+from arch_bench.objects import build
 
 SMALL = ["logger=none", "d_model=16", "n_layers=1", "task.vocab_size=64", "decode.n_tokens=4", "device=cpu"]
 

@@ -14,9 +14,10 @@ from lightning.pytorch.callbacks import Callback
 from models import BACKBONES, depth, on_cpu
 
 from arch_bench import isolate, quality, results, run
-from arch_bench.config import Cell, ConfigError, build, cell_of, compose
+from arch_bench.config import Cell, ConfigError, cell_of, compose
 from arch_bench.distributed import joined, places
 from arch_bench.lit import LitSequence
+from arch_bench.objects import build
 from arch_bench.results import Row
 from arch_bench.shape import Shape
 from arch_bench.team import Place, Team

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from arch_bench import match, run
-from arch_bench.config import Cell, ConfigError, build, cell_of, compose
+from arch_bench.config import Cell, ConfigError, cell_of, compose
 from arch_bench.encoder_decoder import EncoderDecoder
 from arch_bench.generation import generate
 from arch_bench.mixers.base import tensors
+from arch_bench.objects import build
 from arch_bench.train_step import TrainStep, list_scored
 from tasks.base import stream
 

@@ -18,7 +18,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from arch_bench import run
-from arch_bench.config import CONF, HYDRA, Cell, build, cell_of, compose
+from arch_bench.config import CONF, HYDRA, Cell, cell_of, compose
+from arch_bench.objects import build
 from arch_bench.sweep import Sweep
 from arch_bench.usage import options
 

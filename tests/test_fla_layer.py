@@ -12,10 +12,11 @@ from interpreted_fla import interpreted
 
 from arch_bench import catalog, gate, kernels, match, run
 from arch_bench.backbone import Backbone
-from arch_bench.config import Cell, ConfigError, build, cell_of, compose
+from arch_bench.config import Cell, ConfigError, cell_of, compose
 from arch_bench.mixers import fla_layer
 from arch_bench.mixers.fla_layer import FlaLayer
 from arch_bench.mixers.recurrent import LSTM
+from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
 
 SIZES = {"vocab_size": 11, "max_len": 48}

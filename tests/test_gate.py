@@ -8,7 +8,8 @@ from models import BACKBONES, depth, on_cpu
 
 from arch_bench import gate
 from arch_bench.backbone import Backbone
-from arch_bench.config import Cell, build, cell_of, compose
+from arch_bench.config import Cell, cell_of, compose
+from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
 
 SIZES = {"vocab_size": 11, "max_len": 48}

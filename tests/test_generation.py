@@ -8,8 +8,9 @@ from models import CORE
 from torch import Tensor
 
 from arch_bench.backbone import Backbone
-from arch_bench.config import build, cell_of, compose
+from arch_bench.config import cell_of, compose
 from arch_bench.generation import generate, is_right
+from arch_bench.objects import build
 from arch_bench.train_step import list_scored
 from tasks.base import IGNORE, Batch
 

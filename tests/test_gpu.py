@@ -18,10 +18,11 @@ from models import BACKBONES, CORE, DECODERS, depth
 
 from arch_bench import quality, results, run
 from arch_bench.backbone import Backbone
-from arch_bench.config import Cell, build, cell_of, compose
+from arch_bench.config import Cell, cell_of, compose
 from arch_bench.decoder import EagerDecoder, GraphDecoder
 from arch_bench.generation import generate
 from arch_bench.mixers.fla_layer import FlaLayer, not_installed
+from arch_bench.objects import build
 from arch_bench.ops import attention, local_attention, nsa
 from arch_bench.ops.causal_conv import causal_conv
 from arch_bench.ops.kernel import Unsupported

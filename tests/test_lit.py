@@ -15,9 +15,10 @@ from models import BACKBONES, CORE, depth, on_cpu
 from torch import Tensor
 
 from arch_bench import lit
-from arch_bench.config import Cell, build, cell_of, compose
+from arch_bench.config import Cell, cell_of, compose
 from arch_bench.data import Blocks, TaskData, cut
 from arch_bench.lit import LitSequence
+from arch_bench.objects import build
 from arch_bench.train_step import TrainStep
 from tasks import windows
 from tasks.base import Split

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from arch_bench import run
-from arch_bench.config import ConfigError, build, cell_of, compose
+from arch_bench.config import ConfigError, cell_of, compose
+from arch_bench.objects import build
 from tasks.base import IGNORE, stream
 from tasks.masked_text import MaskedText
 from tasks.text import Text

@@ -8,7 +8,8 @@ import pytest
 from models import BACKBONES, depth, on_cpu
 
 from arch_bench import match, run
-from arch_bench.config import Cell, ConfigError, build, cell_of, compose
+from arch_bench.config import Cell, ConfigError, cell_of, compose
+from arch_bench.objects import build
 
 
 def cell(name: str, *overrides: str) -> Cell:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from cells import cell, row
 
-from arch_bench.config import Cell, ConfigError, compose, made, sweeping_of
+from arch_bench.config import Cell, ConfigError, compose, sweeping_of
 from arch_bench.match import n_params
+from arch_bench.objects import made
 from arch_bench.protocol import Answers, Fair, Grid, Quick, Round
 from arch_bench.results import Row
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from arch_bench.config import ConfigError, compose, made, sweeping_of
+from arch_bench.config import ConfigError, compose, sweeping_of
+from arch_bench.objects import made
 from arch_bench.space import Choice, Range, parsed, shown
 
 

@@ -15,10 +15,11 @@ import pytest
 from test_checkpoint import contents
 
 from arch_bench import isolate, results
-from arch_bench.config import ConfigError, cell_of, compose, made, sweeping_of
+from arch_bench.config import ConfigError, cell_of, compose, sweeping_of
 from arch_bench.launchers.base import Done, Job, Launcher
 from arch_bench.launchers.joblib import Joblib
 from arch_bench.launchers.submitit import Batch, _why
+from arch_bench.objects import made
 
 TINY = [
     *("logger=none", "device=cpu", "seq_len=16", "d_model=16", "n_layers=1", "phases=[quality]", "eval_scales=[1]"),

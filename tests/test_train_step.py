@@ -13,7 +13,8 @@ from models import BACKBONES, depth, on_cpu
 
 from arch_bench import train_step
 from arch_bench.backbone import Backbone
-from arch_bench.config import ConfigError, Optim, build, cell_of, compose
+from arch_bench.config import ConfigError, Optim, cell_of, compose
+from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.ops.linear_cross_entropy import choose_loss_kernel, linear_cross_entropy, obstacles
 from arch_bench.optimizer import make_optimizer, rate_factor
