@@ -38,7 +38,7 @@ class Unavailable(Exception):
     """MPS could not be started; the message says why."""
 
 
-def available() -> str:
+def obstacle() -> str:
     """Why MPS cannot be started here; empty when nothing speaks against it. Starting may fail all the same."""
     if shutil.which(CONTROL) is None:
         return f"no {CONTROL} on PATH that may be run"
@@ -57,7 +57,7 @@ def service() -> Iterator[dict[str, str]]:
 
     Raises Unavailable.
     """
-    if why := available():
+    if why := obstacle():
         raise Unavailable(why)
     folder = Path(tempfile.mkdtemp(prefix="mps-"))
     ours = {"CUDA_MPS_PIPE_DIRECTORY": str(folder / "pipe"), "CUDA_MPS_LOG_DIRECTORY": str(folder / "log")}

@@ -57,16 +57,16 @@ def ends(trace: Path) -> bool:
 
 
 def test_it_runs_within_the_block_only(trace: Path) -> None:
-    assert mps.available() == ""
+    assert mps.obstacle() == ""
     with mps.service() as environment:
         assert runs(trace)
         assert {name: os.environ[name] for name in environment} == environment
-        assert "already" in mps.available()
+        assert "already" in mps.obstacle()
         folder = Path(environment["CUDA_MPS_PIPE_DIRECTORY"]).parent
     assert ends(trace)
     assert not folder.exists()
     assert not environment.keys() & os.environ.keys()
-    assert mps.available() == ""
+    assert mps.obstacle() == ""
 
 
 def test_an_exception_ends_it(trace: Path) -> None:
@@ -111,6 +111,6 @@ def test_a_daemon_that_does_not_answer_is_a_failed_start(trace: Path, monkeypatc
 
 def test_a_missing_binary_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert mps.available() == f"no {mps.CONTROL} on PATH that may be run"
+    assert mps.obstacle() == f"no {mps.CONTROL} on PATH that may be run"
     with pytest.raises(mps.Unavailable, match="on PATH"), mps.service():
         pass

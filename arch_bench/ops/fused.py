@@ -48,7 +48,7 @@ def missing(device: torch.device, package: str) -> str | None:
 def refusal(package: str, run: Callable[..., Tensor], inputs: Sequence[Tensor], about: object = None) -> str | None:
     """Why a forward and backward pass over `inputs` fails, or None: some GPUs, dtypes and widths are refused.
 
-    A refusal can take a minute to find, for Triton then tries all it has, in every process anew. It is kept on disk for
+    A refusal can take long to find, for Triton then tries all it has, in every process anew. It is kept on disk for
     what `about` says of the kernel, this device and these versions; None: it is not kept. What a device in trouble
     raises is no refusal of these shapes, and not kept either.
     """
