@@ -28,6 +28,7 @@ from arch_bench.ops.causal_conv import causal_conv
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.ops.linear_cross_entropy import linear_cross_entropy
 from arch_bench.ops.linear_cross_entropy import obstacles as loss_obstacles
+from arch_bench.ops.tuning import parallel_tuning
 from arch_bench.optimizer import rate_factor
 from arch_bench.positions import alibi_slopes
 from arch_bench.precision import set_tf32
@@ -42,6 +43,12 @@ pytestmark = [
 ]
 FUSED = {"lstm": "cudnn", "transformer": "sdpa", "local_attention": "flex", "mamba": "mamba_ssm"}
 VOCAB, BATCH, LENGTH = 64, 2, 200
+
+
+@pytest.fixture(autouse=True)
+def tuned_in_parallel() -> Iterator[None]:
+    with parallel_tuning():
+        yield
 
 
 def cell_for(name: str, kernel: str = "auto") -> Cell:

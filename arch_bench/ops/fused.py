@@ -3,10 +3,9 @@
 Those of flash-linear-attention (fla-core) and mamba-ssm take (batch, seq_len, heads, width), ours are (batch, heads,
 seq_len, width).
 
-At the first use of a shape Triton tries out how to run each kernel (autotuning), which takes minutes. What it finds it
-keeps for the process, and for fla also on disk, in Triton's cache directory (fla/utils/env.py, FLA_CACHE_RESULTS). To
-some kernels the number of heads is part of the shape, as widths and dtypes are to all: hence a trial has all heads. The
-length never is, the batch to cumulative sums only, which are quickly tuned. A trial that failed is remembered.
+At the first use of a shape Triton tries out how to run each kernel (tuning.py), which takes a while. To some kernels
+the number of heads is part of the shape, as widths and dtypes are to all: hence a trial has all heads. The length never
+is, the batch to cumulative sums only, which are quickly tuned. A trial that failed is remembered.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from arch_bench.ops.tuning import parallel_tuning
 
 TRIAL_LENGTH = 128
 """Positions of a trial: two chunks of fla."""
@@ -74,7 +75,8 @@ _IN_TROUBLE = ("CUDA", "out of memory")
 def _failure(run: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Exception | None:
     leaves = [x.clone().requires_grad_() for x in inputs]
     try:
-        torch.autograd.grad(run(*leaves).sum(), leaves)
+        with parallel_tuning():
+            torch.autograd.grad(run(*leaves).sum(), leaves)
     except Exception as error:  # of Triton's compiler, of its launcher, an assertion: nothing that they share
         return error
     return None

@@ -1,0 +1,68 @@
+"""Triton's autotuning, with its compiling spread over the CPUs and its findings kept on disk.
+
+An autotuner times a kernel in tens of configurations and compiles them one after the other: minutes for the hundreds
+that one layer of fla or mamba-ssm has, while all CPUs but one and the GPU wait.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from typing import Any
+from unittest.mock import patch
+
+MAX_THREADS = 16
+"""More gain nothing: part of Triton's compiler holds Python's lock."""
+
+
+@contextmanager
+def parallel_tuning() -> Iterator[None]:
+    """Within it, an autotuner has all it is about to time compiled at once, and keeps what it found on disk.
+
+    Triton looks on disk where asked to (`TRITON_CACHE_AUTOTUNING`), which fla does and mamba-ssm does not.
+    Configurations that have hooks are timed anew in every process, whoever asks.
+    """
+    if find_spec("triton") is None:
+        yield
+        return
+    from triton import knobs
+    from triton.runtime.autotuner import Autotuner
+
+    timed, run = Autotuner._bench, Autotuner.run
+    calls: dict[object, object] = {}
+
+    def run_and_keep(tuner: Any, *args: object, **kwargs: object) -> object:
+        tuner.cache_results = not knobs.runtime.interpret
+        return run(tuner, *args, **kwargs)
+
+    def compiled_and_timed(tuner: Any, *args: object, config: Any, **kwargs: object) -> list[float]:
+        if calls.get(tuner) is not tuner.nargs:  # the arguments of this call: its first configuration
+            calls[tuner] = tuner.nargs
+            compile_all(tuner, args, kwargs)
+        times: list[float] = timed(tuner, *args, config=config, **kwargs)
+        return times
+
+    with patch.object(Autotuner, "run", run_and_keep), patch.object(Autotuner, "_bench", compiled_and_timed):
+        yield
+
+
+def compile_all(tuner: Any, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+    """The kernel in every configuration, by Triton's own threads of compilation.
+
+    What cannot be compiled is left to the autotuner, which says so or passes over it.
+    """
+    with suppress(ImportError):  # the mode is Triton's, but not of its public interface
+        from triton.runtime._async_compile import AsyncCompileMode
+
+        with ThreadPoolExecutor(_n_threads()) as pool, AsyncCompileMode(pool, ignore_errors=True):
+            for config in tuner.prune_configs(kwargs):
+                with suppress(Exception):
+                    tuner.fn.run(*args, **{**kwargs, **config.all_kwargs(), "warmup": True})  # compiles, only
+
+
+def _n_threads() -> int:
+    usable: Callable[[], int] = getattr(os, "process_cpu_count", lambda: len(os.sched_getaffinity(0)))
+    return min(MAX_THREADS, usable() or 1)
