@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from arch_bench.backbone import Backbone
 from arch_bench.config import Cell, with_kernel
@@ -15,7 +16,13 @@ LENGTH, BATCH = 256, 2
 """Of the input that is compared: two blocks of a block-sparse kernel, affordable for a loop over positions."""
 NO_REFERENCE = "a layer of another library has no reference here"
 ALLOWED = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}
-"""Relative error of the hidden states (in the Euclidean norm) from which on a kernel is wrong, not imprecise."""
+"""Relative error of the hidden states (in the Euclidean norm) from which on a kernel is suspected."""
+OF_ROUNDING = 1.5
+"""Where that precision takes more from the reference itself: times as much, from which on a kernel is wrong.
+
+Depth and exponential gates amplify rounding. Eight layers of xLSTM in bf16 are 2 to 13 % off, as their weights were
+drawn; on a CPU the reference is as far off as the kernel, to a hundredth of that.
+"""
 
 
 @torch.no_grad()
@@ -26,8 +33,8 @@ def check(cell: Cell, backbone: Backbone, precision: str, **sizes: int) -> Metri
 
     sizes: what the backbone was built with besides its configuration.
 
-    Raises Unsupported when it is more than ALLOWED, for two layers, and for more as rounding errors add up: a figure of
-    that kernel would mean nothing.
+    Raises Unsupported when it is more than ALLOWED, and more than OF_ROUNDING times what the reference loses in that
+    precision: a figure of that kernel would mean nothing.
     """
     if not backbone.has_reference:
         return {"gate_why": NO_REFERENCE}
@@ -37,18 +44,25 @@ def check(cell: Cell, backbone: Backbone, precision: str, **sizes: int) -> Metri
     rng = torch.Generator(device).manual_seed(0)
     length = min(LENGTH, sizes["max_len"])
     tokens = torch.randint(len(weight), (BATCH, length), generator=rng, device=device)
-    expected = _reference(cell, backbone, sizes)(tokens)
+    reference = _reference(cell, backbone, sizes)
+    expected = reference(tokens)
     backbone.eval()
-    with autocast(precision, device):
-        found = backbone(tokens).float()
+    error = _error(backbone, tokens, expected, precision)
     backbone.train(was_training)
-    error = ((found - expected).norm() / expected.norm()).item()
-    allowed = ALLOWED[precision] * max(1.0, len(backbone.blocks) / 2) ** 0.5
+    allowed = ALLOWED[precision]
+    if not error <= allowed:
+        allowed = max(allowed, OF_ROUNDING * _error(reference, tokens, expected, precision))
     if not error <= allowed:
         raise Unsupported(
             f"kernel={backbone.kernel} is {error:.2g} off its reference in {precision}, allowed is {allowed:.2g}"
         )
     return {"gate_error": error, "gate_precision": precision}
+
+
+def _error(model: Backbone, tokens: Tensor, expected: Tensor, precision: str) -> float:
+    with autocast(precision, tokens.device):
+        found = model(tokens).float()
+    return ((found - expected).norm() / expected.norm()).item()
 
 
 def _reference(cell: Cell, backbone: Backbone, sizes: dict[str, int]) -> Backbone:
