@@ -78,7 +78,11 @@ class Command:
         """The whole group; the exit code, which is another where it had ended before."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signum)
-        return self.process.wait(timeout=60)
+        try:
+            return self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise
 
     def end(self) -> int:
         try:
