@@ -51,7 +51,7 @@ def main() -> None:
             compose()
             SWEEP.run()
     except (HydraException, OmegaConfBaseException, ConfigError, OSError) as error:
-        _exit(one_line(error), 2)
+        _exit(one_line(error, sys.argv[1:]), 2)
     except _Interrupted as end:
         _exit("interrupted; finished rows are kept, the same command goes on from there", end.code)
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
@@ -11,15 +11,18 @@ from omegaconf.errors import OmegaConfBaseException
 _INTERNAL = {"hydra", "backbone_name", "task_name"}
 
 
-def one_line(error: BaseException) -> str:
-    """What went wrong and what to do, from the exceptions that Hydra, OmegaConf and the file system raise."""
+def one_line(error: BaseException, overrides: Sequence[str] = ()) -> str:
+    """What went wrong and what to do, from the exceptions that Hydra, OmegaConf and the file system raise.
+
+    overrides: what the user typed, if that is known.
+    """
     match error:
         case MissingConfigException():
             return _unknown_option(error)
         case ConfigCompositionException() if isinstance(error.__cause__, OmegaConfBaseException):
-            return _unknown_key(error.__cause__)
+            return _unknown_key(error.__cause__, overrides)
         case OmegaConfBaseException():
-            return _unknown_key(error)
+            return _unknown_key(error, overrides)
         case OverrideParseException():
             return f"{error.override}: {_flat(str(error).splitlines()[0])}; quote it for the shell if it has brackets"
         case OSError():
@@ -36,12 +39,19 @@ def _unknown_option(error: MissingConfigException) -> str:
     return f"{group}={option} does not exist; choose from: {', '.join(known)}{_guess(option, known)}"
 
 
-def _unknown_key(error: OmegaConfBaseException) -> str:
-    """`task.n_pais=3` and the like."""
+def _unknown_key(error: OmegaConfBaseException, overrides: Sequence[str]) -> str:
+    """`task.n_pais=3` and the like.
+
+    Before Hydra sweeps over a group it sets all that is not swept in the group's default option, where keys of the
+    others are unknown.
+    """
     key, parent = error.full_key or str(error.key or ""), error.parent_node
     if parent is None or not key or "not in struct" not in str(error):
         return _flat(str(error).split("\n    ", 1)[0])
     known = [str(name) for name in parent if not str(name).startswith("_") and str(name) not in _INTERNAL]
+    group = key.partition(".")[0]
+    if any(each.startswith(f"{group}=") and "," in each for each in overrides):
+        return f"{key} is not a key of the default {group}; in a sweep over {group}, write ++{key} to set it in each"
     owner = f"{key.rpartition('.')[0]} has" if "." in key else "there are"
     return f"{key} is not a key; {owner}: {', '.join(known)}{_guess(key.rpartition('.')[2], known)}"
 

@@ -101,6 +101,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, args: list[str], 
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
+def test_a_key_of_swept_backbones_that_the_default_lacks_is_told_how_to_be_set(tmp_path: Path) -> None:
+    sweep = ["-m", *TINY, "backbone=mamba,mamba2", "dry_run=true"]
+    done = arch_bench(*sweep, "backbone.mixer.d_state=16", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "arch-bench: backbone.mixer.d_state is not a key of the default backbone; in a sweep over backbone, write "
+        "++backbone.mixer.d_state to set it in each\n"
+    )
+    assert arch_bench(*sweep, "++backbone.mixer.d_state=16", cwd=tmp_path).returncode == 0
+
+
 @pytest.mark.parametrize("isolate", ["true", "false"])
 def test_a_missing_corpus_is_one_line_and_exit_code_2(tmp_path: Path, isolate: str) -> None:
     (tmp_path / "empty.txt").write_text("")
