@@ -71,7 +71,7 @@ def says_why_not(layer: str, reason: str, **options: Any) -> None:
 
 def layers() -> None:
     fla_layer.missing = lambda device, package: None
-    fla_layer.TRIAL_LENGTH = T  # one chunk: it cannot interpret all kernels of several
+    fla_layer.TRIAL = (1, T)  # one chunk: it cannot interpret all kernels of several
     for name in ("GatedSlotAttention", "DeltaNet"):
         decodes_as_forward(name)
     for name in PAIRS:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card, Mixer, State, count_flops
-from arch_bench.ops.fused import TRIAL_LENGTH, missing, refusal
+from arch_bench.ops.fused import TRIAL, missing, refusal
 from arch_bench.ops.kernel import Unsupported
 
 OURS = {"hidden_size", "d_model", "layer_idx"}
@@ -60,7 +60,7 @@ class FlaLayer(Mixer):
 
     def _refusal(self) -> str | None:
         """Why it cannot train here, as tried: some dtypes and widths are refused."""
-        x = torch.full((1, TRIAL_LENGTH, self.d_model), self.d_model**-0.5)
+        x = torch.full((*TRIAL, self.d_model), self.d_model**-0.5)
         return refusal("fla", self.forward, (x,))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from arch_bench.mixers.base import Card
 from arch_bench.mixers.convolved import ConvolvedMixer
 from arch_bench.ops.chunks import wide
-from arch_bench.ops.fused import TRIAL_LENGTH, cast, missing, refusal
+from arch_bench.ops.fused import TRIAL, cast, missing, refusal
 from arch_bench.ops.linear_attention import Heads, linear_attention, linear_attention_step, obstacles
 
 A_RANGE = (1.0, 16.0)  # decay rates at initialisation (mamba_ssm 2.3)
@@ -137,10 +137,10 @@ def _mamba_ssm_obstacle(heads: Heads) -> str | None:
     """As tried on CUDA, once in a process."""
     if obstacle := missing(heads.device, "mamba_ssm"):
         return obstacle
-    H, T = heads.n_heads, TRIAL_LENGTH
-    x = torch.ones(1, T, H, heads.d_value, device=heads.device, dtype=heads.dtype)
-    B = torch.ones(1, T, heads.d_key, device=heads.device, dtype=heads.dtype)
-    delta = torch.full((1, T, H), 0.1, device=heads.device)
+    (batch, T), H = TRIAL, heads.n_heads
+    x = torch.ones(batch, T, H, heads.d_value, device=heads.device, dtype=heads.dtype)
+    B = torch.ones(batch, T, heads.d_key, device=heads.device, dtype=heads.dtype)
+    delta = torch.full((batch, T, H), 0.1, device=heads.device)
     return refusal(
         "mamba_ssm", lambda *inputs: _mamba_ssm(*inputs)[0], (x, delta, -delta[0, 0], B, B), ("mamba2", heads)
     )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from arch_bench.mixers.base import Card, Mixer, State, count_flops
 from arch_bench.mixers.mamba2 import inverse_softplus_of_steps
 from arch_bench.ops.chunks import wide
-from arch_bench.ops.fused import TRIAL_LENGTH, missing, refusal
+from arch_bench.ops.fused import TRIAL, missing, refusal
 from arch_bench.ops.linear_attention import Heads, obstacles
 from arch_bench.ops.trapezoid import Inputs, trapezoid, trapezoid_step
 
@@ -227,7 +227,7 @@ def _mamba_ssm_obstacle(heads: Heads, n_pairs: int) -> str | None:
     H, N, P = heads.n_heads, heads.d_key, heads.d_value
     if N & (N - 1) or P & (P - 1) or n_pairs % 2:
         return f"mamba-ssm takes powers of two and an even number of rotated pairs, not d_state={N}, d_head={P}"
-    make = torch.ones((1, TRIAL_LENGTH, 1), device=heads.device)
+    make = torch.ones((*TRIAL, 1), device=heads.device)
     x, B, delta = make.expand(-1, -1, H * P).unflatten(-1, (H, P)), make.expand(-1, -1, N), make.expand(-1, -1, H) / 10
     biases = torch.ones(2, H, N, device=heads.device)
 

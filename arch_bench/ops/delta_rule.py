@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from arch_bench.ops.chunks import chunk_length, decays, hand_on, join, split, wide
-from arch_bench.ops.fused import TRIAL_LENGTH, cast, heads_last, missing, refusal
+from arch_bench.ops.fused import TRIAL, cast, heads_last, missing, refusal
 
 CHUNK = 64  # positions
 
@@ -125,11 +125,12 @@ def obstacles(heads: Heads) -> dict[str, str | None]:
 
 @cache
 def _fla_refusal(heads: Heads) -> str | None:
-    H, T = heads.n_heads, TRIAL_LENGTH
+    B, T = TRIAL
+    shape = (B, heads.n_heads, T)
     k, v = (
-        torch.full((1, H, T, d), d**-0.5, device=heads.device, dtype=heads.dtype) for d in (heads.d_key, heads.d_value)
+        torch.full((*shape, d), d**-0.5, device=heads.device, dtype=heads.dtype) for d in (heads.d_key, heads.d_value)
     )
-    beta = torch.full((1, H, T), 0.5, device=heads.device)
+    beta = torch.full(shape, 0.5, device=heads.device)
     if heads.is_gated:
         return refusal(
             "fla",

@@ -5,7 +5,8 @@ seq_len, width).
 
 At the first use of a shape Triton tries out how to run each kernel (tuning.py), which takes a while. To some kernels
 the number of heads is part of the shape, as widths and dtypes are to all: hence a trial has all heads. The length never
-is, the batch to cumulative sums only, which are quickly tuned. A trial that failed is remembered.
+is, the batch to cumulative sums only, which are quickly tuned: what the first call finds best, long or short, all later
+ones get, hence a trial has the size of a step. A trial that failed is remembered.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from torch import Tensor
 
 from arch_bench.ops.tuning import parallel_tuning
 
-TRIAL_LENGTH = 128
-"""Positions of a trial: two chunks of fla."""
+TRIAL = (16, 1024)
+"""Sequences and positions of a trial: as many tokens as steps have here, for it is for them that a kernel is tuned."""
 
 
 def heads_last(x: Tensor) -> Tensor:
@@ -52,6 +53,8 @@ def refusal(package: str, run: Callable[..., Tensor], inputs: Sequence[Tensor], 
     A refusal can take long to find, for Triton then tries all it has, in every process anew. It is kept on disk for
     what `about` says of the kernel, this device and these versions; None: it is not kept. What a device in trouble
     raises is no refusal of these shapes, and not kept either.
+
+    Raises torch.OutOfMemoryError where the device has no room for a trial.
     """
     note = None if about is None else _note(package, about)
     if note is not None and note.is_file():
@@ -77,6 +80,8 @@ def _failure(run: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Exception 
     try:
         with parallel_tuning():
             torch.autograd.grad(run(*leaves).sum(), leaves)
+    except torch.OutOfMemoryError:  # others are on the device, or it is small: no word on the kernel
+        raise
     except Exception as error:  # of Triton's compiler, of its launcher, an assertion: nothing that they share
         return error
     return None

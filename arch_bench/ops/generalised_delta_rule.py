@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from arch_bench.ops.chunks import channel_scores, chunk_length, hand_on, join, split, wide
-from arch_bench.ops.fused import TRIAL_LENGTH, cast, heads_last, missing, refusal
+from arch_bench.ops.fused import TRIAL, cast, heads_last, missing, refusal
 
 CHUNK = 32  # positions: the scores of channels cost log2(C) rounds over all of them
 
@@ -123,7 +123,7 @@ def obstacles(heads: Heads) -> dict[str, str | None]:
 
 @cache
 def _fla_refusal(heads: Heads) -> str | None:
-    H, K = heads.n_heads, heads.d_head
-    k = torch.full((1, H, TRIAL_LENGTH, K), K**-0.5, device=heads.device, dtype=heads.dtype)
+    (B, T), H, K = TRIAL, heads.n_heads, heads.d_head
+    k = torch.full((B, H, T, K), K**-0.5, device=heads.device, dtype=heads.dtype)
     log_decay = torch.full_like(k, -0.1, dtype=torch.float32)
     return refusal("fla", lambda *inputs: _fla(Inputs(*inputs))[0], (k, k, k, -k, k / 2, log_decay), heads)

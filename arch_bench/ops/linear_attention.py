@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from arch_bench.ops.chunks import channel_scores, chunk_length, decays, hand_on, join, split, wide
-from arch_bench.ops.fused import TRIAL_LENGTH, cast, heads_last, missing, refusal
+from arch_bench.ops.fused import TRIAL, cast, heads_last, missing, refusal
 
 CHUNK = 64
 """Positions: a pair of them costs as much as the state does, at heads about as wide."""
@@ -128,9 +128,9 @@ def obstacles(heads: Heads) -> dict[str, str | None]:
 
 @cache
 def _fla_refusal(heads: Heads) -> str | None:
-    H, T, K = heads.n_heads, TRIAL_LENGTH, heads.d_key
-    q, v = (torch.ones(1, H, T, d, device=heads.device, dtype=heads.dtype) for d in (K, heads.d_value))
-    shapes: dict[Decay, tuple[int, ...]] = {"head": (H,), "token": (1, H, T), "channel": (1, H, T, K)}
+    (B, T), H, K = TRIAL, heads.n_heads, heads.d_key
+    q, v = (torch.ones(B, H, T, d, device=heads.device, dtype=heads.dtype) for d in (K, heads.d_value))
+    shapes: dict[Decay, tuple[int, ...]] = {"head": (H,), "token": (B, H, T), "channel": (B, H, T, K)}
     if heads.decay == "none":
         return refusal("fla", lambda q, k, v: _fla(q, k, v, None)[0], (q, q, v), heads)
     log_decay = torch.full(shapes[heads.decay], -0.1, device=heads.device)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from arch_bench.ops import attention, local_attention, moba
 from arch_bench.ops.attention import for_each_head
-from arch_bench.ops.fused import TRIAL_LENGTH, cast, heads_last, missing, refusal
+from arch_bench.ops.fused import TRIAL, cast, heads_last, missing, refusal
 from arch_bench.ops.kernel import choose_kernel
 
 N_FIXED = 3
@@ -189,7 +189,7 @@ def _fla_limit(heads: attention.Heads, sizes: Sizes) -> str | None:
 
 @cache
 def _fla_refusal(heads: attention.Heads, sizes: Sizes) -> str | None:
-    H, T = heads.n_heads, max(TRIAL_LENGTH, 2 * sizes.block)
-    q = torch.full((1, H, T, heads.d_head), heads.d_head**-0.5, device=heads.device, dtype=heads.dtype)
-    k, gates = q[:, : heads.n_kv_heads], torch.ones(3, 1, H, T, 1, device=heads.device, dtype=heads.dtype)
+    (B, T), H = TRIAL, heads.n_heads
+    q = torch.full((B, H, T, heads.d_head), heads.d_head**-0.5, device=heads.device, dtype=heads.dtype)
+    k, gates = q[:, : heads.n_kv_heads], torch.ones(3, B, H, T, 1, device=heads.device, dtype=heads.dtype)
     return refusal("fla", lambda *inputs: _fla(Inputs(*inputs), sizes), (q, k, k, gates), (heads, sizes))
