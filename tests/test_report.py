@@ -263,6 +263,18 @@ def test_some_seeds_failing_is_said_with_their_share() -> None:
     assert [mark.status for mark in panel(rows, metrics.PEAK_MEMORY).marks] == ["oom 1/3"]
 
 
+def test_the_words_of_an_allocator_are_cut_and_those_of_others_are_not() -> None:
+    words = "CUDA out of memory. Tried to allocate 16.00 GiB. " + "Of the allocated memory " * 20
+    rows = [failure("lstm", "speed", 256, reason=words), failure("mamba", "speed", 256, "crashed", reason="a " * 100)]
+    found = tables.failures(Study(rows))
+    assert found is not None
+    cut, whole = (line[-1].text for line in found.rows)
+    assert cut.startswith("CUDA out of memory. Tried to allocate 16.00 GiB.")
+    assert cut.endswith(" …")
+    assert len(cut) <= 130
+    assert whole == "a " * 100
+
+
 def test_a_task_where_everything_failed_still_has_a_panel() -> None:
     ((shown,),) = panels.costs(Study([failure("lstm", "speed", 64)]), "speed")
     assert len(shown.marks) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -92,7 +93,7 @@ def failures(study: Study) -> Table | None:
     found: dict[tuple[tuple[str, ...], int, str, str], set[int]] = {}
     for row in study.rows:
         if row.status != "ok":
-            line = _failed(study, row), row.seq_len, row.status, row.reason
+            line = _failed(study, row), row.seq_len, row.status, _brief(row)
             found.setdefault(line, set()).add(row.seed)
     lines = [
         [*map(Cell, names), Cell(f"{length:,}", length), Cell(status), Cell(_numbers(seeds)), Cell(reason)]
@@ -100,6 +101,11 @@ def failures(study: Study) -> Table | None:
     ]
     columns = ["kind", "task", "batching", "backbone", "kernel", "length", "status", "seeds", "reason"]
     return build("Without a result", "Drawn as crosses in the figures.", columns, lines)
+
+
+def _brief(row: Row) -> str:
+    """The reason; of what an allocator has to say, as much as tells how much was missing (all of it is in rows.csv)."""
+    return textwrap.shorten(row.reason, 130, placeholder=" …") if row.status == "oom" else row.reason
 
 
 def _failed(study: Study, row: Row) -> tuple[str, ...]:
