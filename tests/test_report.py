@@ -324,7 +324,11 @@ def test_figures_are_the_same_bytes_every_time() -> None:
 
 
 def test_a_crowd_of_settings_can_be_drawn() -> None:
-    rows = [score(accuracy=n / 40, config={"optim": {"lr": n / 1000}}) for n in range(1, 41)]
+    rows = [
+        score(accuracy=n / 40, seq_len=length, config={"optim": {"lr": n / 1000}})
+        for n in range(1, 41)
+        for length in (64, 128, 256)
+    ]
     (section,) = folder.sections(Study(rows))
     assert len(section.styles) == 40
     assert figures.draw(section.rows, section.styles, section.x_label)["png"]

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from arch_bench.report import units
-from arch_bench.report.parts import Curve, HeatMap, Label, Panel
+from arch_bench.report.parts import Curve, HeatMap, Label, Panel, Ranking
 from arch_bench.report.style import MATPLOTLIB_DASHES, MATPLOTLIB_SYMBOLS, Style
 
 INK, MUTED, GRID, BAND = "#1c2530", "#5c6773", "#e4e8ec", "#f4f1ee"
@@ -114,7 +114,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_title(_title(panel), loc="left", fontsize=9.5, pad=15 if panel.trained_at else 8)
+    axes.set_title(title(panel), loc="left", fontsize=9.5, pad=15 if panel.trained_at else 8)
     _draw_reference(axes, panel)
     for curve in panel.curves:
         _draw_curve(axes, curve)
@@ -123,10 +123,10 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     _draw_labels(axes, panel.names, markersize=4.5, fontsize=7.5)
 
 
-def _title(panel: Panel) -> str:
+def title(shown: Panel | Ranking) -> str:
     """In two lines where the batch policy makes it long."""
-    space = "\n" if panel.facet.batching else " "
-    return f"{panel.facet.title}:{space}{panel.metric.title}"
+    space = "\n" if shown.facet.batching else " "
+    return f"{shown.facet.title}:{space}{shown.metric.title}"
 
 
 def _draw_reference(axes: Axes, panel: Panel) -> None:
@@ -135,7 +135,7 @@ def _draw_reference(axes: Axes, panel: Panel) -> None:
     for baseline in panel.baselines:
         if baseline.points:
             lengths, values = list(baseline.points), list(baseline.points.values())
-            axes.plot([panel.x_range[0], *lengths, end], [values[0], *values, values[-1]], **_DASHED)
+            axes.plot([panel.x_range[0], *lengths, end], [values[0], *values, values[-1]], **DASHED)
         axes.annotate(
             baseline.label,
             (1, baseline.label_share),
@@ -161,7 +161,7 @@ def _draw_reference(axes: Axes, panel: Panel) -> None:
         )
 
 
-_DASHED: dict[str, Any] = {"color": MUTED, "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 1.5}
+DASHED: dict[str, Any] = {"color": MUTED, "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 1.5}
 
 
 def _draw_curve(axes: Axes, curve: Curve) -> None:

@@ -26,6 +26,7 @@ from arch_bench.report import (
     pair_tables,
     panels,
     provenance,
+    rankings,
     rate_panels,
     search_table,
     slice_table,
@@ -35,7 +36,7 @@ from arch_bench.report import (
 )
 from arch_bench.report.dials import flatten
 from arch_bench.report.findings import findings
-from arch_bench.report.parts import HeatMap, Panel
+from arch_bench.report.parts import HeatMap, Panel, Ranking
 from arch_bench.report.study import Study
 from arch_bench.report.style import SVG_DASHES, SVG_SHAPES, Style
 from arch_bench.report.tradeoffs import Tradeoff
@@ -56,6 +57,13 @@ FRONTS = (
     "Score at the training length against what it costs. The line is the front: those on it are beaten by nobody in "
     "both; the others are pale. Whiskers: intervals over seeds, of a timing of one seed p10 to p90."
 )
+RANKED = {
+    "quality": "What each backbone scores, best first.",
+    "training": "What one optimiser step costs, best first.",
+    "decoding": "What a prompt and each token cost, best first.",
+}
+"""Stem -> caption of a figure of rankings."""
+WHISKERS = " What failed stands last. Whiskers: intervals over seeds, of a timing of one seed p10 to p90."
 PARTS = "Where each backbone is right: token accuracy by part of a task and by tested length, the mean over seeds."
 
 
@@ -71,6 +79,7 @@ class Section:
     styles: dict[str, Style]
     maps: list[list[HeatMap]] = field(default_factory=list)
     tradeoffs: list[list[Tradeoff]] = field(default_factory=list)
+    rankings: list[list[Ranking]] = field(default_factory=list)
 
 
 def build(rows: list[Row], out: Path, title: str) -> Path:
@@ -109,7 +118,7 @@ def sections(study: Study) -> list[Section]:
          "context, tokens", decoding),
         ("kernels", "Kernels", f"{KERNELS}{_width(study)}", "sequence length, tokens", kernels),
     ]  # fmt: skip
-    found = [Section(*draft, styles=_styles(study, draft[-1])) for draft in drafts if draft[-1]]
+    found = [_section(Section(*draft, styles=_styles(study, draft[-1]))) for draft in drafts if draft[-1]]
     if maps := heat_maps.maps(study):
         found.insert(1, Section("parts", "Quality by part", PARTS, "sequence length, tokens", [], {}, maps))
     if shown := tradeoffs.tradeoffs(study):
@@ -119,6 +128,14 @@ def sections(study: Study) -> list[Section]:
         place = sum(section.stem in ("quality", "parts", "fronts") for section in found)
         found.insert(place, Section("rates", "Learning rates", RATES, "learning rate", rates, _styles(study, rates)))
     return found
+
+
+def _section(draft: Section) -> Section:
+    """Rankings instead of lines, where there are too many lines of too few lengths."""
+    if draft.stem not in RANKED or not rankings.suit(draft.rows):
+        return draft
+    ranked = [[rankings.ranking(panel) for panel in row] for row in draft.rows]
+    return Section(draft.stem, draft.title, RANKED[draft.stem] + WHISKERS, "", [], {}, rankings=ranked)
 
 
 def _exponents(rows: Sequence[Sequence[Panel]]) -> str:
@@ -149,6 +166,7 @@ def _figures(shown: Sequence[Section]) -> dict[str, bytes]:
 def _drawn(section: Section) -> dict[str, bytes]:
     from arch_bench.report import (  # matplotlib takes a third of a second, which the summary need not wait for
         figures,
+        ranking_figure,
         tradeoff_figure,
     )
 
@@ -156,6 +174,8 @@ def _drawn(section: Section) -> dict[str, bytes]:
         return figures.draw_maps(section.maps, section.x_label)
     if section.tradeoffs:
         return tradeoff_figure.draw(section.tradeoffs)
+    if section.rankings:
+        return ranking_figure.draw(section.rankings)
     return figures.draw(section.rows, section.styles, section.x_label)
 
 
@@ -186,16 +206,18 @@ def _page_context(shown: Sequence[Section]) -> dict[str, Any]:
     """What only the page needs: the interactive figures and the script that draws them."""
     from plotly.offline import get_plotlyjs
 
-    from arch_bench.report import tradeoff_plot
+    from arch_bench.report import ranking_plot, tradeoff_plot
     from arch_bench.report.plots import plot, plot_map
 
     plots = [
         [[plot(panel) for panel in row] for row in section.rows]
         + [[plot_map(each) for each in of] for of in section.maps]
         + [[tradeoff_plot.plot(each) for each in of] for of in section.tradeoffs]
+        + [[ranking_plot.plot(each) for each in of] for of in section.rankings]
         for section in shown
     ]
-    return {"plots": plots, "script": _packed(get_plotlyjs()), "shapes": SVG_SHAPES, "dashes": SVG_DASHES}
+    looks = {"shapes": SVG_SHAPES, "dashes": SVG_DASHES, "least_width": ranking_plot.least_width}
+    return {"plots": plots, "script": _packed(get_plotlyjs())} | looks
 
 
 def _packed(text: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from arch_bench.report import units
 from arch_bench.report.facets import Facet
 from arch_bench.report.metrics import Metric
 from arch_bench.report.study import Point
@@ -98,3 +99,63 @@ class Panel:
     """The exponents that lines grow with."""
     names: list[Label] = field(default_factory=list)
     """What the lines are called, in a panel whose lines no other panel shares."""
+
+
+class Words(NamedTuple):
+    """In a row of a ranking, beside a value."""
+
+    text: str
+    x: float
+    side: str
+    """Which side of `x` they stand on: left or right."""
+
+
+class Entry(NamedTuple):
+    """One series in a ranking."""
+
+    series: str
+    style: Style
+    points: dict[int, Point]
+    """By length, in the order of the ranking's lengths; empty if it failed at all of them."""
+    words: Words | None
+    """The statuses of what failed, and at which length where that is not clear."""
+
+
+class Guess(NamedTuple):
+    """A baseline in a ranking."""
+
+    name: str
+    value: float | None
+    """None if it lies off the scale: the label is drawn alone, at the edge."""
+    words: Words
+    y: float
+    """Row of the label, below all series."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Many series at one or two lengths, the best in row 0, by one metric along x."""
+
+    facet: Facet
+    metric: Metric
+    lengths: list[int]
+    """The first one decides the order; at most two."""
+    trained_at: int | None
+    entries: list[Entry]
+    guesses: list[Guess]
+    x_range: tuple[float, float]
+    x_ticks: list[Tick]
+
+    @property
+    def bottom(self) -> float:
+        """Where the last row ends, counted in rows."""
+        return max([len(self.entries) - 1.0, *(guess.y for guess in self.guesses)]) + 0.5
+
+    @property
+    def note(self) -> str:
+        """`filled: 256 tokens, trained here; hollow: 512 tokens`."""
+        marks = ("filled: ", "hollow: ") if len(self.lengths) > 1 else ("at ",)
+        here = {self.trained_at: ", trained here"} if self.trained_at else {}
+        told = [f"{mark}{units.tokens(n)}{here.get(n, '')}" for mark, n in zip(marks, self.lengths, strict=True)]
+        each = ["each trained where it is tested"] if self.metric.kind == "quality" and not here else []
+        return "; ".join(told + each)

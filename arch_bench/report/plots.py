@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from arch_bench.report import units
+from arch_bench.report.metrics import Metric
 from arch_bench.report.parts import Curve, HeatMap, Label, Mark, Panel
 from arch_bench.report.study import Point
 from arch_bench.report.tables import text
@@ -77,13 +78,13 @@ def _curve(panel: Panel, curve: Curve) -> Spec:
         "y": [point.value for point in points],
         "line": {"color": style.colour, "width": _width(curve), "dash": style.dash},
         "marker": marker | {"symbol": style.symbol},
-        "customdata": [_hover(panel, curve, point) for point in points],
+        "customdata": [hover(panel.metric, curve.series, point) for point in points],
         "hovertemplate": "%{customdata}<extra></extra>",
     }
     if curve.is_faint:
         return trace | {"line": trace["line"] | {"dash": "dot"}, "opacity": 0.7}
     if any(point.low is not None for point in points):
-        trace["error_y"] = _whiskers(points, style.colour)
+        trace["error_y"] = whiskers(points, style.colour)
     return trace
 
 
@@ -91,15 +92,17 @@ def _width(curve: Curve) -> float:
     return 1.2 if curve.is_faint else 4.4 if curve.style.is_heavy else 2.2
 
 
-def _whiskers(points: Sequence[Point], colour: str) -> Spec:
+def whiskers(points: Sequence[Point], colour: str) -> Spec:
+    """Error bars; of length 0 where a point has no interval."""
     above = [0.0 if point.high is None else max(point.high - point.value, 0.0) for point in points]
     below = [0.0 if point.low is None else max(point.value - point.low, 0.0) for point in points]
     shape = {"color": colour, "thickness": 1.6, "width": 0}
     return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, **shape}
 
 
-def _hover(panel: Panel, curve: Curve, point: Point) -> str:
-    return f"{curve.series} <b>{text(panel.metric, point)}</b>, {units.seeds(point.n_seeds)}"
+def hover(metric: Metric, series: str, point: Point) -> str:
+    """A value with its interval and the number of seeds."""
+    return f"{series} <b>{text(metric, point)}</b>, {units.seeds(point.n_seeds)}"
 
 
 def _baseline(panel: Panel, points: dict[int, float], name: str) -> Spec:
@@ -111,9 +114,14 @@ def _baseline(panel: Panel, points: dict[int, float], name: str) -> Spec:
         "x": [panel.x_range[0], *lengths, panel.x_range[1]],
         "y": [values[0], *values, values[-1]],
         "line": {"color": MUTED, "width": 1.2, "dash": "dash"},
-        "customdata": [f"{name} (a guess) {panel.metric.show(y)}" for y in (values[0], *values, values[-1])],
+        "customdata": [guess(panel.metric, name, y) for y in (values[0], *values, values[-1])],
         "hovertemplate": "%{customdata}<extra></extra>",
     }
+
+
+def guess(metric: Metric, name: str, value: float) -> str:
+    """What is told of a baseline."""
+    return f"{name} (a guess) {metric.show(value)}"
 
 
 def _by_series(marks: Sequence[Mark]) -> list[list[Mark]]:
