@@ -100,7 +100,7 @@ def failures(study: Study) -> Table | None:
         for (names, length, status, reason), seeds in sorted(found.items())
     ]
     columns = ["kind", "task", "batching", "backbone", "kernel", "length", "status", "seeds", "reason"]
-    return build("Without a result", "Drawn as crosses in the figures.", columns, lines)
+    return build("Without a result", "Crosses in the figures; in a ranking, words beside the name.", columns, lines)
 
 
 def _brief(row: Row) -> str:
