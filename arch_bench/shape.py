@@ -48,9 +48,12 @@ def run_shape(cell: Cell, shape: Shape, earlier: list[Row], place: Place | None 
     """Measure, save, mirror. Of several processes, the first saves and mirrors; the others return nothing."""
     from arch_bench.distributed import joined
     from arch_bench.measure import limit_threads, pick_device
+    from arch_bench.ops.tuning import keep_apart
     from arch_bench.precision import set_tf32
 
     started = time.perf_counter()
+    if shape.kind not in TRAINED:
+        keep_apart()
     limit_threads()
     set_tf32(cell.precision)
     with joined(place, cell.trainer.strategy, pick_device(cell.device)) as team:

@@ -91,8 +91,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("tracking", "train_step", "kernels"),
     },
     "shape": {
-        *("checkpoint", "config", "distributed", "guard", "measure", "precision", "provenance", "results", "team"),
-        *("tracking", "quality", "speed", "decode", "kernels"),
+        *("checkpoint", "config", "distributed", "guard", "measure", "ops", "precision", "provenance", "results"),
+        *("team", "tracking", "quality", "speed", "decode", "kernels"),
     },
     "report": {"results", "report"},
     "row_line": {"results"},

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from arch_bench.ops import tuning
 from arch_bench.ops.tuning import parallel_tuning
 
 triton = pytest.importorskip("triton")
@@ -91,6 +92,17 @@ def test_what_was_found_is_kept_for_other_processes(driver: Driver) -> None:
         assert len(driver.n_compiled) == N_CONFIGS, "found on disk"
         tune(again, n=128)
         assert len(driver.n_compiled) == 2 * N_CONFIGS, "another key is tuned anew"
+
+
+def test_what_timed_phases_find_is_kept_apart(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_APART", [])
+    with parallel_tuning():
+        tune(doubled())
+        tuning.keep_apart()
+        tune(doubled())
+        assert len(driver.n_compiled) == 2 * N_CONFIGS, "what was found beside others is not used"
+        tune(doubled())
+        assert len(driver.n_compiled) == 2 * N_CONFIGS, "what was found alone is"
 
 
 def test_what_cannot_be_compiled_is_left_to_the_autotuner(driver: Driver) -> None:

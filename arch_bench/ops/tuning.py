@@ -23,6 +23,15 @@ TIMED_MS = {"warmup": 10, "rep": 40}
 """Of each configuration: tens of runs of a kernel that takes a millisecond, two fifths of what Triton takes."""
 
 
+_APART: list[str] = []
+"""What this process adds to the names under which findings are kept."""
+
+
+def keep_apart() -> None:
+    """From now on, neither use nor change what was found by processes that may have shared their device."""
+    _APART[:] = ["alone"]
+
+
 @contextmanager
 def parallel_tuning() -> Iterator[None]:
     """Within it, an autotuner has all it is about to time compiled at once, times it briefly, and keeps what it found.
@@ -36,13 +45,19 @@ def parallel_tuning() -> Iterator[None]:
     from triton.runtime.autotuner import Autotuner
     from triton.runtime.driver import driver
 
-    timed, run = Autotuner._bench, Autotuner.run
+    timed, run, look_up = Autotuner._bench, Autotuner.run, Autotuner.check_disk_cache
     calls: dict[object, object] = {}
 
     def run_and_keep(tuner: Any, *args: object, **kwargs: object) -> object:
         tuner.cache_results = True
         tuner._do_bench = tuner._do_bench or partial(driver.active.get_benchmarker(), **TIMED_MS)
         return run(tuner, *args, **kwargs)
+
+    def look_up_apart(tuner: Any, key: tuple[object, ...], configs: list[Any], tune: Callable[[], None]) -> bool:
+        own = (*key, *_APART)
+        was_found: bool = look_up(tuner, own, configs, tune)
+        tuner.cache.setdefault(key, tuner.cache.get(own))  # tuned, it is there as `key`; found, as `own`
+        return was_found
 
     def compiled_and_timed(tuner: Any, *args: object, config: Any, **kwargs: object) -> list[float]:
         if calls.get(tuner) is not tuner.nargs:  # the arguments of this call: its first configuration
@@ -51,7 +66,8 @@ def parallel_tuning() -> Iterator[None]:
         times: list[float] = timed(tuner, *args, config=config, **kwargs)
         return times
 
-    with patch.object(Autotuner, "run", run_and_keep), patch.object(Autotuner, "_bench", compiled_and_timed):
+    changes: dict[str, Any] = {"run": run_and_keep, "check_disk_cache": look_up_apart, "_bench": compiled_and_timed}
+    with patch.multiple(Autotuner, **changes):
         yield
 
 
