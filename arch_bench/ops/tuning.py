@@ -16,13 +16,9 @@ from typing import Any
 from unittest.mock import patch
 
 MAX_THREADS = 16
-"""More gain nothing: part of Triton's compiler holds Python's lock."""
-
-
+"""What one process takes of a machine on which others compile too."""
 TIMED_MS = {"warmup": 10, "rep": 40}
 """Of each configuration: tens of runs of a kernel that takes a millisecond, two fifths of what Triton takes."""
-
-
 _APART: list[str] = []
 """What this process adds to the names under which findings are kept."""
 
