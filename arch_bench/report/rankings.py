@@ -87,10 +87,9 @@ def _words(marks: Sequence[Mark], lengths: Sequence[int], points: dict[int, Poin
     left, right = (scale.share(min(ends)), scale.share(max(ends))) if ends else (0.0, 0.0)
     statuses = list(dict.fromkeys(mark.status for mark in marks))
     text = ", ".join(f"{mark.status} at {int(mark.length):,}" for mark in marks)
-    is_said = len(lengths) == 1 or (len(statuses) == 1 and not points)
-    if is_said or LETTER * (len(text) + 1) > max(
-        left, 1 - right
-    ):  # where the table of failures has to tell the lengths
+    is_clear = len(lengths) == 1 or (len(statuses) == 1 and not points)
+    is_too_long = LETTER * (len(text) + 1) > max(left, 1 - right)  # the table of failures tells the lengths
+    if is_clear or is_too_long:
         text = ", ".join(statuses)
     is_right = 1 - right >= left
     return Words(text, scale.at(right if is_right else left), "right" if is_right else "left")
