@@ -105,8 +105,8 @@ _STALE_S = 86_400
 
 
 def sweep_up(folder: Path) -> None:
-    """Remove what writers that were killed have left behind in a folder, a day later."""
-    for path in folder.glob("*.tmp"):
+    """Remove what processes that were killed have left behind in a folder, a day later."""
+    for path in (*folder.glob("*.tmp"), *folder.glob("*.lock")):
         with suppress(OSError):  # another process sweeps too
             if path.stat().st_mtime < time.time() - _STALE_S:
                 path.unlink()
@@ -180,6 +180,11 @@ def file_name(config: dict[str, Any], kind: Kind, seq_len: int, contender: str =
 def checkpoint_path(results_dir: str, config: dict[str, Any]) -> Path:
     """Where the training of a cell is kept until its rows are on disk."""
     return Path(results_dir) / "checkpoints" / f"{cell_key(config)}.ckpt"
+
+
+def claim_path(results_dir: str, config: dict[str, Any]) -> Path:
+    """Where it is noted that somebody runs a cell."""
+    return Path(results_dir) / "claims" / f"{cell_key(config)}.lock"
 
 
 def digest(value: dict[str, Any]) -> str:

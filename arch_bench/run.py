@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from arch_bench import isolate, match, results, search, tracking
+from arch_bench.claim import claimed
 from arch_bench.config import Cell, ConfigError
 from arch_bench.isolate import Setting
 from arch_bench.results import RETRIED, Kind, Outcome, Row, Status
@@ -49,13 +50,20 @@ def run_cell(
 
     `tell` hears what was chosen for the user.
 
-    Raises ConfigError for a mistake in the configuration; with `isolate=false` also a bug, noted with the cell's key.
+    Raises Taken where another sweep runs it, ConfigError for a mistake in the configuration; with `isolate=false` also
+    a bug, noted with the cell's key.
     """
     cell, n_params = final(cell, is_elsewhere=True)
-    if not is_done(cell):
-        cell = settle(cell)  # on this machine, that is
     if n_params is not None:
         tell(f"d_model {cell.d_model:,}: {n_params:,} parameters (match.params={cell.match.params})")
+    if is_done(cell):
+        return _completed(cell, say, seating)
+    cell = settle(cell)  # on this machine, that is
+    with claimed(results.claim_path(cell.results_dir, cell.model_dump())):
+        return _completed(cell, say, seating)
+
+
+def _completed(cell: Cell, say: Callable[[Row], None], seating: Seating) -> list[Row]:
     rows: list[Row] = []
     n_measured, is_mirrored = 0, False
     for shape in shapes(cell, rows):

@@ -73,6 +73,7 @@ class Sweep:
         folders = {Path(cell.results_dir) for cell in round_.cells}
         for folder in folders:
             sweep_up(folder / "rows")
+            sweep_up(folder / "claims")
         found = plan(round_.cells, [row for row in load(sorted(folders)) if row.wall_s is not None])
         if self._name is not None or (self._sweeping and self._sweeping.dry_run):
             later = f"; then {round_.n_later:,} more" if round_.n_later else ""
@@ -81,6 +82,7 @@ class Sweep:
 
     def _work(self, plan: Plan, launcher: Launcher) -> Answers:
         """The answer to every cell of a round: those on disk first, so that a new figure is at the end."""
+        from arch_bench.launchers.base import run_all
         from arch_bench.launchers.basic import Basic
 
         n_cells = self._n_before + len(plan.done) + len(plan.remaining)
@@ -88,7 +90,7 @@ class Sweep:
         for cells, where in ((plan.done, Basic()), (plan.remaining, launcher)):
             jobs = [self._job(cell, n_cells, self._n_before + i) for i, cell in enumerate(cells, 1)]
             self._n_before += len(cells)
-            for done in where.run(jobs):
+            for done in run_all(where, jobs):
                 self._hear(done)
                 answers.append((done.job.cell, done.rows))
         return answers

@@ -94,7 +94,7 @@ class Command:
 def files(folder: Path) -> dict[Path, int]:
     """Rows, logs and checkpoints, with their times."""
     found = {}
-    for path in folder.glob("[lrc]*/*"):
+    for path in (path for name in ("rows", "logs", "checkpoints") for path in folder.glob(f"{name}/*")):
         with suppress(FileNotFoundError):  # removed just now
             found[path] = path.stat().st_mtime_ns
     return found

@@ -84,11 +84,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "results",
     },
     "isolate": set(),
+    "claim": set(),
     "mps": set(),
     "tracking": {"config", "results"},
     "run": {
-        *("config", "distributed", "guard", "isolate", "match", "measure", "precision", "results", "search", "shape"),
-        *("tracking", "train_step", "kernels"),
+        *("claim", "config", "distributed", "guard", "isolate", "match", "measure", "precision", "results", "search"),
+        *("shape", "tracking", "train_step", "kernels"),
     },
     "shape": {
         *("checkpoint", "config", "distributed", "guard", "measure", "ops", "precision", "provenance", "results"),
@@ -103,7 +104,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "optuna_search": {"config", "journal", "protocol", "results", "run", "space"},
     "plan": {"config", "results", "run"},
     "launchers": {
-        *("complaint", "config", "isolate", "launchers", "measure", "mps", "results", "row_line", "run", "shape"),
+        *("claim", "complaint", "config", "isolate", "launchers", "measure", "mps", "results", "row_line", "run"),
+        "shape",
     },
     "sweep": {"complaint", "config", "objects", "launchers", "plan", "protocol", "report", "results", "space"},
     "cli": {"complaint", "config", "objects", "sweep"},

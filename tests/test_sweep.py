@@ -5,13 +5,15 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cells import TINY
 
-from arch_bench import cli, results, run, sweep
+from arch_bench import claim, cli, results, run, sweep
 from arch_bench.config import Cell, compose
 from arch_bench.results import Outcome, Row
 from arch_bench.shape import Shape, Usage, save
@@ -67,6 +69,27 @@ def test_a_sweep_does_what_is_missing_and_says_so_first(
     assert [seed for _, seed, _ in machine.measured] == [0, 1, 2]
     command(tmp_path, seeds=(2, 1, 0)).run()
     assert len(machine.measured) == 3
+
+
+def test_sweeps_of_the_same_cells_share_them_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(claim, "GLANCE_S", 0.01)
+    are_both_busy = threading.Barrier(2)
+
+    def fate(_: Cell) -> str:
+        are_both_busy.wait(60)
+        return "ok"
+
+    machine = Machine(monkeypatch, fate)
+    both = [command(tmp_path, seeds=(0, 1, 2, 3)) for _ in range(2)]
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(Sweep.run, both))
+    assert sorted(seed for _, seed, _ in machine.measured) == [0, 1, 2, 3], "neither has run alone, nor one cell twice"
+    printed = capsys.readouterr().out
+    assert "left to another sweep, which runs it" in printed
+    print(printed)
+    assert not list(tmp_path.glob("claims/*"))
 
 
 def test_a_dry_run_prints_the_plan_and_runs_nothing(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from arch_bench import claim
 from arch_bench.complaint import one_line
 from arch_bench.config import Cell, ConfigError
 from arch_bench.results import Outcome, Row
 from arch_bench.row_line import line
-from arch_bench.run import Seating, abandon, anywhere, logged, run_cell
+from arch_bench.run import Seating, abandon, anywhere, final, is_done, logged, run_cell
 from arch_bench.shape import Shape, Usage, to_row
 
 
@@ -32,6 +35,8 @@ class Done(NamedTuple):
     """One of the harness or of a part, met before there was a shape whose row could hold it."""
     lines: tuple[str, ...] = ()
     """What has not been printed yet."""
+    taken: Path | None = None
+    """The claim of another sweep, which runs this cell: it has no answer yet."""
 
 
 class Crowded(Exception):
@@ -53,6 +58,9 @@ def attempt(job: Job, say: Callable[[str], None], seating: Seating = anywhere) -
         rows = run_cell(job.cell, lambda row: say(line(row)), lambda text: say(f"    {text}"), seating)
     except (ConfigError, OSError) as error:
         return Done(job, [], one_line(error))
+    except claim.Taken as taken:
+        say("    left to another sweep, which runs it")
+        return Done(job, [], taken=taken.path)
     except Crowded:
         raise
     except Exception as error:
@@ -67,6 +75,35 @@ def attempt_silently(job: Job, seating: Seating = anywhere) -> Done:
     lines: list[str] = [job.label]
     done = attempt(job, lines.append, seating)
     return done._replace(lines=tuple(lines))
+
+
+def run_all(launcher: Launcher, jobs: Sequence[Job], patience_s: float = math.inf) -> Iterator[Done]:
+    """Run jobs, and wait for those that other sweeps run: for their rows, or for their turn here.
+
+    What is still taken when nothing has ended for `patience_s` is given back so.
+    """
+    left, taken = list(jobs), list[Done]()
+    while left or taken:
+        for done in launcher.run(left):
+            if done.taken is None:
+                yield done
+                continue
+            print(*done.lines, sep="\n", end="\n" if done.lines else "", flush=True)
+            taken.append(done._replace(lines=()))
+        if taken:
+            print(f"waiting for {len(taken)} cell{'s' * (len(taken) > 1)} of other sweeps", flush=True)
+        ended = claim.wait([done.taken for done in taken if done.taken], patience_s)
+        if not ended:
+            yield from taken
+            return
+        free = [done.job for done in taken if done.taken in ended]
+        taken = [done for done in taken if done.taken not in ended]
+        left = [job for job in free if not _is_on_disk(job)]
+        yield from (attempt_silently(job) for job in free if job not in left)
+
+
+def _is_on_disk(job: Job) -> bool:
+    return is_done(final(job.cell, is_elsewhere=True)[0])
 
 
 def lost(job: Job, reason: str, *, is_here: bool) -> Done:

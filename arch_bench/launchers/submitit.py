@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from arch_bench import isolate
+from arch_bench.claim import LEASE_S
 from arch_bench.config import ConfigError
-from arch_bench.launchers.base import Done, Job, Launcher, check_isolated, engine, lost
+from arch_bench.launchers.base import Done, Job, Launcher, check_isolated, engine, lost, run_all
 
 POLL_S = {"slurm": 5.0, "local": 0.5}
 """How often to look for answers."""
 PATIENCE_S = 3600.0
 """How long SLURM may let a job live after SIGTERM. What it has to kill runs again; what ends by itself is over."""
+CLAIMED_S = 2 * LEASE_S
+"""How long a job waits for cells that others run: those of its own earlier life are free by then."""
 
 
 class Submitit:
@@ -149,7 +152,7 @@ class Batch:
     def __call__(self) -> list[Done]:
         os.environ.pop("SLURM_NTASKS", None)  # or Lightning takes ranks, signals and requeueing from SLURM
         signal.signal(signal.SIGTERM, _make_way)
-        for done in self._within.run(list(self._left)):
+        for done in run_all(self._within, list(self._left), patience_s=CLAIMED_S):
             print(*done.lines, sep="\n", flush=True)
             self._done.append(done)
             self._left.remove(done.job)
