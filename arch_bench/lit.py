@@ -38,7 +38,13 @@ class LitSequence(L.LightningModule):
     """
 
     def __init__(
-        self, step: TrainStep, *, precision: str, bytes_per_token: float | None, tolerance: float | None
+        self,
+        step: TrainStep,
+        *,
+        precision: str,
+        trained_len: int,
+        bytes_per_token: float | None,
+        tolerance: float | None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -49,6 +55,7 @@ class LitSequence(L.LightningModule):
         """The task of the test at hand: which answers are generated too, which positions are reported apart."""
         self._step = step
         self._precision = precision
+        self._trained_len = trained_len
         self._bytes_per_token = bytes_per_token
         self._tolerance = tolerance
         self._awaited: _Awaited | None = None
@@ -137,8 +144,19 @@ class LitSequence(L.LightningModule):
             self._log(f"{split}/bits_per_byte", mean_loss / math.log(2) / self._bytes_per_token, n_scored)
         self._score(f"{split}/", batch, is_right)
         if split == "test" and self.tested is not None:
+            self._log_beyond(is_right, batch)
             for name, mask in self.tested.slices(batch.inputs).items():
                 self._log_slice(name, loss, mask if batch.positions is None else mask.gather(1, batch.positions), batch)
+
+    def _log_beyond(self, is_right: Tensor, batch: Scored) -> None:
+        """Of longer sequences, what is right at positions that training never reached: a causal model has learnt all
+        that stands before."""
+        seq_len = batch.inputs.shape[1]
+        if seq_len > self._trained_len:
+            positions = torch.arange(seq_len, device=self.device) if batch.positions is None else batch.positions
+            is_beyond = (positions >= self._trained_len) & (batch.targets != IGNORE)
+            n_beyond = int(is_beyond.sum())
+            self._log("test/token_accuracy_beyond", (is_right & is_beyond).sum() / max(1, n_beyond), n_beyond)
 
     def _log_slice(self, name: str, loss: Tensor, mask: Tensor, batch: Scored) -> None:
         mask = mask & (batch.targets != IGNORE)

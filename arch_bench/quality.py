@@ -57,17 +57,22 @@ def measure(cell: Cell, lengths: list[int], logger: Logger | None, team: Team = 
     tester = make_trainer(cell, pick_device(cell.device), [saver], None, **_ways(team, pick_device(cell.device)) | slow)
 
     def test(seq_len: int) -> list[Outcome]:
+        longer = _longer(task, seq_len)
         with team.telling():
-            metrics = _test(tester, lit, data, _longer(task, seq_len), cell.trainer.n_test_batches)
-        return [Outcome(seq_len=seq_len, kernel=kernel, metrics=metrics | trained, data=task.provenance())]
+            metrics = _test(tester, lit, data, longer, cell.trainer.n_test_batches)
+        return [
+            Outcome(
+                seq_len=seq_len, kernel=kernel, metrics=metrics | trained | _guessed(longer), data=task.provenance()
+            )
+        ]
 
     return [outcome for n in lengths for outcome in guarded(lambda n=n: test(n), [n], kernel)]  # type: ignore[misc]
 
 
 def scan(cell: Cell, team: Team = SOLO) -> Outcome:
     """Train and validate; the test split is not read. Raises as `measure`."""
-    trained = _train(cell, None, team)
-    return Outcome(seq_len=cell.seq_len, kernel=trained.kernel, metrics=trained.metrics, data=trained.task.provenance())
+    _, task, _, _, kernel, trained = _train(cell, None, team)
+    return Outcome(seq_len=cell.seq_len, kernel=kernel, metrics=trained | _guessed(task), data=task.provenance())
 
 
 def _train(cell: Cell, logger: Logger | None, team: Team) -> _Trained:
@@ -75,7 +80,13 @@ def _train(cell: Cell, logger: Logger | None, team: Team) -> _Trained:
     task: Task = build(cell, "task")
     step = _step(cell, task, device, team)
     precision = pick_precision(cell.precision, device)
-    lit = LitSequence(step, precision=precision, bytes_per_token=task.bytes_per_token, tolerance=task.tolerance)
+    lit = LitSequence(
+        step,
+        precision=precision,
+        trained_len=task.seq_len,
+        bytes_per_token=task.bytes_per_token,
+        tolerance=task.tolerance,
+    )
     data = _data(cell, task, device, team)
     watch, saver = Watch(cell.trainer.stop_at), Checkpoint(cell, device, task.provenance())
     shown: list[Callback] = [] if team.rank else [Bar()]
@@ -88,6 +99,8 @@ def _train(cell: Cell, logger: Logger | None, team: Team) -> _Trained:
     trainer.fit(lit, datamodule=data, ckpt_path=saver.find(team))
     if watch.last_validation != trainer.global_step:
         trainer.validate(lit, datamodule=data, verbose=False)
+    if watch.loss is None:
+        raise Diverged(f"validation loss at step {watch.last_validation} is not finite")
     metrics = _training_metrics(trainer, watch, task, cell.trainer.batch_size, saver.train_s)
     metrics |= {"n_params": step.backbone.n_params(), "step": step.kind, "step_why": step.why}
     metrics |= {"loss_kernel": step.loss_kernel, "compile_s": saver.compile_s(lit), "n_attempts": saver.n_attempts}
@@ -171,8 +184,12 @@ def _training_metrics(trainer: L.Trainer, watch: Watch, task: Task, batch_size: 
         "val_token_accuracy": watch.token_accuracy,
         f"val_{loss_name(task)}": watch.loss,
         "train_s": train_s,
-        **{f"baseline_{name}": score for name, score in task.baselines().items()},
     }
+
+
+def _guessed(task: Task) -> Metrics:
+    """What guessing scores at the length of the task."""
+    return {f"baseline_{name}": score for name, score in task.baselines().items()}
 
 
 def loss_name(task: Task) -> str:

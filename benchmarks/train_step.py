@@ -140,7 +140,8 @@ def _in_trainer(step: TrainStep, cell: Cell, task: Task) -> float:
     }
     data = TaskData(task, seed=0, device=step.device, **sizes)
     pace = stock.Pace(first=fixed.max_steps // 4)
-    lit = LitSequence(step, precision=pick_precision(cell.precision, step.device), bytes_per_token=None, tolerance=None)
+    precision = pick_precision(cell.precision, step.device)
+    lit = LitSequence(step, precision=precision, trained_len=cell.seq_len, bytes_per_token=None, tolerance=None)
     with tracking.track(cell) as tracker:
         callbacks = [quality.Watch(None), quality.Bar(), pace]
         options = {"val_check_interval": data.val_check_interval}

@@ -204,7 +204,7 @@ def fit(one: Cell, team: Team, callbacks: list[Callback], path: str | None) -> T
     torch.manual_seed(0 if path is None else 7)
     task, model = build(one, "task"), build(one, "backbone", vocab_size=32)
     step = TrainStep(model, one.optim, max_steps=8, kind="eager", precision="fp32", loss_kernel="full", team=team)
-    lit = LitSequence(step, precision="fp32", bytes_per_token=None, tolerance=None)
+    lit = LitSequence(step, precision="fp32", trained_len=16, bytes_per_token=None, tolerance=None)
     data = quality._data(one, task, CPU, team)
     ways = quality._ways(team, CPU) | {"val_check_interval": data.val_check_interval}
     quality.make_trainer(one, CPU, callbacks, None, **ways).fit(lit, datamodule=data, ckpt_path=path)

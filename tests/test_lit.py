@@ -41,7 +41,7 @@ def parts(*overrides: str, n_steps: int = 100, val_every: int = 50) -> tuple[Lit
     backbone = build(cell, "backbone", vocab_size=task.vocab_size)
     step = TrainStep(backbone, cell.optim, max_steps=n_steps, kind="eager", precision="fp32", loss_kernel="full")
     data = TaskData(task, seed=0, batch_size=4, n_steps=n_steps, val_every=val_every, n_val=2, device=CPU)
-    return LitSequence(step, precision="fp32", bytes_per_token=None, tolerance=None), data
+    return LitSequence(step, precision="fp32", trained_len=16, bytes_per_token=None, tolerance=None), data
 
 
 def trainer(data: TaskData, folder: Path, *callbacks: Any, n_steps: int = 100, **more: Any) -> L.Trainer:

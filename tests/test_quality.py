@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from arch_bench.config import Cell, cell_of, compose
+from arch_bench.objects import build
 from arch_bench.run import run_cell
 
 SMALL = "backbone=lstm d_model=16 n_layers=1 phases=[quality] logger=none isolate=false device=cpu"
@@ -63,3 +65,31 @@ def test_an_encoder_generates_nothing(tmp_path: Path) -> None:
     )
     assert row.status == "ok", row.reason
     assert "generated_token_accuracy" not in row.metrics
+
+
+def test_guessing_is_told_at_the_length_that_is_tested(tmp_path: Path) -> None:
+    """At greater lengths the letter before is more often right."""
+    rows = run_cell(cell(tmp_path, "task=sort", "seq_len=32", "eval_scales=[1,8]"), say=lambda _: None)
+    short, long = (row.metrics["baseline_repeat"] for row in rows)
+    task = build(cell(tmp_path, "task=sort", "seq_len=32"), "task")
+    assert (short, long) == tuple(task.with_length(n).baselines()["repeat"] for n in (32, 256))
+    assert long > short  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("phase", ["scan", "quality"])
+def test_a_training_that_diverges_in_its_last_steps_has_diverged(phase: Any, tmp_path: Path) -> None:
+    """No further block of steps would notice."""
+    wild = cell(tmp_path, "task.n_pairs=2", "task.vocab_size=32", "seq_len=16", "eval_scales=[1]", "optim.lr=1e30")
+    (row,) = run_cell(wild.model_copy(update={"phases": [phase]}), say=lambda _: None)
+    assert (row.kind, row.status) == (phase, "diverged")
+    assert row.reason == "validation loss at step 4 is not finite"
+
+
+def test_what_is_asked_beyond_the_training_length_is_told_apart(tmp_path: Path) -> None:
+    """Of 64 bits of parity 48 are; a model that knows nothing is about as good at either."""
+    short, long = run_cell(cell(tmp_path, "task=parity", "seq_len=16", "eval_scales=[1,4]"), say=lambda _: None)
+    assert "token_accuracy_beyond" not in short.metrics
+    beyond, every = (long.metrics[name] for name in ("token_accuracy_beyond", "token_accuracy"))
+    within = (64 * every - 48 * beyond) / 16  # type: ignore[operator]
+    assert 0.2 < within < 0.8
+    assert within * 16 * 16 == pytest.approx(round(within * 16 * 16), abs=1e-3), "of 16 examples, a whole number"

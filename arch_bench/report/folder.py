@@ -181,7 +181,8 @@ def _drawn(section: Section) -> dict[str, bytes]:
 
 def _context(study: Study, shown: Sequence[Section], title: str) -> dict[str, Any]:
     """What both templates show."""
-    every = [tables.scores(study, metric) for metric in (metrics.ACCURACY, metrics.BITS_PER_BYTE, metrics.GENERATED)]
+    scores = (metrics.ACCURACY, metrics.BEYOND, metrics.BITS_PER_BYTE, metrics.GENERATED)
+    every = [tables.scores(study, metric) for metric in scores]
     every += [solved_table.numbers(study), *pair_tables.matrices(study), fronts.numbers(study)]
     every += [
         learning_rates.numbers(study),

@@ -43,6 +43,15 @@ GENERATED = Metric(
     is_higher_better=True,
     is_share=True,
 )
+BEYOND = Metric(
+    "token_accuracy_beyond",
+    "quality",
+    "token accuracy at positions beyond the training length",
+    units.percent,
+    is_log=False,
+    is_higher_better=True,
+    is_share=True,
+)
 BITS_PER_BYTE = Metric("bits_per_byte", "quality", "bits per byte", units.decimal, is_log=False)
 VAL_LOSS = Metric("val_loss_nats", "scan", "validation loss, nats", units.plain, is_log=False)
 VAL_MSE = Metric("val_mse", "scan", "validation loss, squared error", units.plain, is_log=False)

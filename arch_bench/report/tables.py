@@ -26,6 +26,8 @@ NOTHING = Cell(units.DASH)
 NOTES = {
     metrics.ACCURACY: "; over lengths: the area under accuracy against log length, from the training length to the "
     "longest, as a mean.",
+    metrics.BEYOND: "; only what is asked at positions that training never reached: the others, at any length, have no "
+    "more before them than in training.",
     metrics.BITS_PER_BYTE: "; less is better.",
     metrics.GENERATED: "; the model writes the whole answer itself, from its own tokens.",
 }
@@ -172,7 +174,7 @@ def _score_line(study: Study, group: Group, metric: Metric, lengths: Sequence[in
     every = [row for length in lengths for row in study.at("quality", group, length)]
     cells = [Cell(group.task), Cell(group.series), Cell(f"{group.train_seq_len:,}", group.train_seq_len)]
     cells += [at_point(study, metric, group, length) for length in lengths]
-    if metric is not metrics.GENERATED:
+    if metric is study.headline(group.task):
         best = study.best_baseline(group.task, group.train_seq_len)
         cells.append(Cell(f"{best[0]} {metric.show(best[1])}", best[1]) if best else NOTHING)
     if metric is metrics.ACCURACY:
