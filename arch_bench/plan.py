@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from arch_bench.config import Cell
+from arch_bench.complaint import one_line
+from arch_bench.config import Cell, ConfigError
 from arch_bench.results import RETRIED, Kind, Row
 from arch_bench.run import final, is_done, rows_of
 
@@ -20,6 +21,8 @@ class Plan(NamedTuple):
     missing: list[Cell]
     seconds: float | None
     """For the failed and the missing, one after the other; None when nothing like them has been run here."""
+    mistakes: list[str]
+    """Of the missing, those that cannot be run: the user's mistakes, in one line each."""
 
     @property
     def remaining(self) -> list[Cell]:
@@ -39,12 +42,16 @@ class Plan(NamedTuple):
 
 def plan(cells: Iterable[Cell], history: list[Row]) -> Plan:
     """Look for the rows of each cell. history: rows whose processes were timed, to estimate by."""
-    found = Plan([], [], [], None)
+    found = Plan([], [], [], None, [])
     times: list[float | None] = []
     for cell in cells:
         try:
             named, _ = final(cell, is_elsewhere=True)
-        except Exception:  # a mistake or a bug, told when it is its turn
+        except ConfigError as error:
+            found.mistakes.append(one_line(error))
+            found.missing.append(cell)
+            continue
+        except Exception:  # a bug, told when it is its turn
             found.missing.append(cell)
             continue
         if is_done(named):

@@ -78,6 +78,8 @@ class Sweep:
         if self._name is not None or (self._sweeping and self._sweeping.dry_run):
             later = f"; then {round_.n_later:,} more" if round_.n_later else ""
             print(f"{f'{round_.what}: ' if round_.what else ''}{found.text()}{later}", flush=True)
+            for mistake in found.mistakes:
+                self._mistaken(mistake)
         return found
 
     def _work(self, plan: Plan, launcher: Launcher) -> Answers:

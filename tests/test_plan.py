@@ -56,10 +56,13 @@ def test_what_only_comes_out_as_it_runs_is_never_done(tmp_path: Path) -> None:
     assert counts(plan([one.model_copy(update={"phases": ["kernels"]})], [])) == (0, 0, 1)
 
 
-def test_cells_that_cannot_be_are_told_when_it_is_their_turn(tmp_path: Path) -> None:
+def test_cells_that_cannot_be_are_missing_and_mistakes_are_told_with_the_plan(tmp_path: Path) -> None:
     mistaken = cell(tmp_path, match=cell(tmp_path).match.model_copy(update={"params": 1}))
     buggy = mistaken.model_copy(update={"backbone": {"_target_": "collections.OrderedDict"}})
-    assert counts(plan([mistaken, buggy, cell(tmp_path)], [])) == (0, 0, 3)
+    found = plan([mistaken, buggy, cell(tmp_path)], [])
+    assert counts(found) == (0, 0, 3)
+    (told,) = found.mistakes
+    assert told.startswith("match.params=1: transformer comes no closer than")
 
 
 def test_time_is_estimated_by_cells_like_it(tmp_path: Path) -> None:
