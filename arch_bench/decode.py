@@ -18,7 +18,7 @@ from arch_bench.decoder import Decoder, EagerDecoder, GraphDecoder
 from arch_bench.energy import joules_per_call
 from arch_bench.graph import capture
 from arch_bench.measure import PeakMemory, Stopwatch, Timing, percentile, pick_device, time_calls, warm_up
-from arch_bench.mixers.base import State, count_bytes, tensors
+from arch_bench.mixers.base import Mixer, State, count_bytes, tensors
 from arch_bench.objects import build
 from arch_bench.precision import autocast, pick_precision
 from arch_bench.results import Metrics, Outcome
@@ -189,9 +189,15 @@ def _traffic(
 
     Beside it the rate of a plain copy, measured in this process.
     """
-    per_weight = 2 if precision == "bf16" else 4
-    looked_up = 0 if backbone.head.weight is backbone.embedding.weight else backbone.embedding.weight.numel()
-    weights = per_weight * (backbone.n_params() - looked_up)
     states = float(metrics["state_bytes"] or 0) * int(metrics["batch_size"] or 0)
-    gb_per_s = (weights + states) / float(metrics["ms_per_token"] or 0) / 1e6
+    gb_per_s = (_weight_bytes(backbone, precision) + states) / float(metrics["ms_per_token"] or 0) / 1e6
     return {"gb_per_s": gb_per_s, "copy_gb_per_s": copy_gb_per_s(watch, device)}
+
+
+def _weight_bytes(backbone: Backbone, precision: str) -> int:
+    """Of all weights that a token meets, in the precision that they are multiplied in."""
+    looked_up = 0 if backbone.head.weight is backbone.embedding.weight else backbone.embedding.weight.numel()
+    mixers = [mixer for mixer in backbone.modules() if isinstance(mixer, Mixer) and mixer.keeps_precision]
+    kept = sum(weight.numel() for mixer in mixers for weight in mixer.parameters())
+    rounded = backbone.n_params() - looked_up - kept
+    return 4 * kept + (2 if precision == "bf16" else 4) * rounded

@@ -196,6 +196,7 @@ class TrainingStep:
         optimiser, batches), so gradients included; `reserved_bytes` what the allocator has taken from the device.
         """
         self.step.release()
+        self.step.optimizer.zero_grad(set_to_none=True)  # which an eager step has left alive
         between_steps = memory.restart()
         self.step.once_without_graph(next(self._batches))
         peak = memory.read()

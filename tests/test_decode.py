@@ -77,3 +77,13 @@ def test_rows_of_both_batchings(tmp_path: Path) -> None:
     assert (single["prefill_ms"], single["prefill_step"]) == (single["prefill_ms_eager"], "eager")
     bytes_moved = single["gb_per_s"] * single["ms_per_token"] * 1e6  # type: ignore[operator]
     assert bytes_moved == pytest.approx(4 * single["n_params"] + single["state_bytes"])  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("name", "kept"), [("lstm", 2 * 8 * (16 * 16 + 16)), ("transformer", 0)])
+def test_weights_that_stay_in_fp32_are_counted_so(name: str, kept: int) -> None:
+    """Autocast leaves an LSTM's four gates alone: W, U and a bias of each."""
+    backbone = build(
+        cell_of(compose([*SMALL, f"backbone={name}", depth(name, 2), "n_layers=2"])), "backbone", vocab_size=64
+    )
+    assert decode._weight_bytes(backbone, "fp32") == 4 * backbone.n_params()
+    assert decode._weight_bytes(backbone, "bf16") == 2 * backbone.n_params() + 2 * kept

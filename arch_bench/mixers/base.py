@@ -48,6 +48,8 @@ class Mixer(nn.Module, ABC):
     """Whether the mixer itself can apply rotary or ALiBi positions, as attention can."""
     picks_by_score: ClassVar[bool] = False
     """Whether it picks what to see by comparing scores: rounded ones may pick otherwise, which is no error."""
+    keeps_precision: ClassVar[bool] = False
+    """Whether it computes in its weights' precision, also under autocast."""
     counts_all_flops: ClassVar[bool] = True
     """Whether `flops_per_token` holds all of them, so that utilisation can be told."""
 

@@ -32,6 +32,7 @@ class Recurrent(Mixer):
     layer_class: ClassVar[type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]]
     n_gates: ClassVar[int]
     n_states: ClassVar[int] = 1
+    keeps_precision = True
 
     def __init__(self, *, d_model: int, kernel: str) -> None:
         super().__init__()
