@@ -91,14 +91,10 @@ class Mamba2(ConvolvedMixer):
     def _scan(self, x: Tensor, delta: Tensor, B: Tensor, C: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """S^T C of all positions or of one, and the last S. x: (..., H, P), delta: (..., H), B and C: (..., N)."""
         A = -torch.exp(wide(self.A_log))
-        if state is None and self.kernel == "mamba_ssm":
-            return _mamba_ssm(x, delta, A, B, C)
+        if state is None:
+            return _scanned(x, delta, A, B, C, kernel=self.kernel)
         values = delta.unsqueeze(-1) * x
-        if state is not None:
-            return linear_attention_step(C.unsqueeze(1), B.unsqueeze(1), values, delta * A, state=state), state
-        values, log_decay = values.transpose(1, 2), (delta * A).transpose(1, 2)
-        y, last = linear_attention(C.unsqueeze(1), B.unsqueeze(1), values, log_decay, kernel=self.kernel)
-        return y.transpose(1, 2), last
+        return linear_attention_step(C.unsqueeze(1), B.unsqueeze(1), values, delta * A, state=state), state
 
     def bare(self) -> dict[str, Callable[[Tensor], Tensor]]:
         if find_spec("mamba_ssm") is None or not self.D.is_cuda:
@@ -123,6 +119,15 @@ def inverse_softplus_of_steps(n: int) -> Tensor:
     return dt + torch.log(-torch.expm1(-dt))
 
 
+def _scanned(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, kernel: str) -> tuple[Tensor, Tensor]:
+    """S^T C of all positions, and the last S. x: (B, T, H, P), delta: (B, T, H), A: (H,), B and C: (B, T, N)."""
+    if kernel == "mamba_ssm":
+        return _mamba_ssm(x, delta, A, B, C)
+    values, log_decay = (delta.unsqueeze(-1) * x).transpose(1, 2), (delta * A).transpose(1, 2)
+    y, last = linear_attention(C.unsqueeze(1), B.unsqueeze(1), values, log_decay, kernel=kernel)
+    return y.transpose(1, 2), last
+
+
 @torch.compiler.disable
 def _mamba_ssm(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """mamba-ssm's kernels in Triton. x: (B, T, H, P), delta: (B, T, H), B and C: (B, T, N)."""
@@ -141,6 +146,9 @@ def _mamba_ssm_obstacle(heads: Heads) -> str | None:
     x = torch.ones(batch, T, H, heads.d_value, device=heads.device, dtype=heads.dtype)
     B = torch.ones(batch, T, heads.d_key, device=heads.device, dtype=heads.dtype)
     delta = torch.full((batch, T, H), 0.1, device=heads.device)
-    return refusal(
-        "mamba_ssm", lambda *inputs: _mamba_ssm(*inputs)[0], (x, delta, -delta[0, 0], B, B), ("mamba2", heads)
-    )
+
+    def by(kernel: str) -> Callable[..., Tensor]:
+        return lambda *inputs: _scanned(*inputs, kernel=kernel)[0]
+
+    inputs = (x, delta, -delta[0, 0], B, B)
+    return refusal("mamba_ssm", by("mamba_ssm"), inputs, ("mamba2", heads), truth=by("chunked"))

@@ -119,12 +119,10 @@ class Mamba3(Mixer):
         return S, B, make(batch_size, H, P, dtype=self.cache_dtype()), theta
 
     def forward(self, x: Tensor) -> Tensor:
-        p = self._project(x)
-        return self._fused(p, with_state=False)[0] if self.kernel == "mamba_ssm" else self._parallel(p)[0]
+        return self._all(x, with_state=False)[0]
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        p = self._project(x)
-        y, found = self._fused(p, with_state=True) if self.kernel == "mamba_ssm" else self._parallel(p)
+        y, found = self._all(x, with_state=True)
         for kept, new in zip(state, found, strict=True):
             kept.copy_(new)
         return y, state
@@ -133,9 +131,9 @@ class Mamba3(Mixer):
         S, B, x, theta = state
         p = self._project(x_t)
         theta = (theta + p.turns()).remainder(2 * math.pi)
-        q, k = self._turned(p, theta)
+        q, k = _turned(p, *self._biases(), theta)
         o = trapezoid_step(Inputs(q, k, p.x, p.log_decay, *p.weights()), B, x, state=S)
-        return self._output(o, p), (S, k, p.x.to(x.dtype), theta)
+        return self.out_proj(_gated(o, p, self.D).flatten(-2)), (S, k, p.x.to(x.dtype), theta)
 
     def _project(self, x: Tensor) -> Projected:
         z, x, B, C, dt, a, trap, angles = self.in_proj(x).split(self.widths, -1)
@@ -144,27 +142,16 @@ class Mamba3(Mixer):
         log_decay = delta * -F.softplus(wide(a)).clamp(min=SLOWEST_DECAY)
         return Projected(z, x, self.B_norm(wide(B)), self.C_norm(wide(C)), delta, log_decay, trap, angles)
 
-    def _turned(self, p: Projected, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """C and B of each head (..., H, N)."""
-        sides = ((p.C, self.C_bias), (p.B, self.B_bias))
-        q, k = (_rotated(wide(each).unsqueeze(-2) + bias.squeeze(1), theta) for each, bias in sides)
-        return q, k
+    def _biases(self) -> tuple[Tensor, Tensor]:
+        """Of B and C, (H, N) each."""
+        return self.B_bias.squeeze(1), self.C_bias.squeeze(1)
 
-    def _parallel(self, p: Projected) -> tuple[Tensor, State]:
-        """Output and the state after the last position."""
-        # angles add up over the whole sequence: in float32 a late one would be off by their number of roundings
-        theta = p.turns().cumsum(1, dtype=torch.float64).remainder(2 * math.pi).to(p.delta.dtype)
-        q, k = self._turned(p, theta)
-        heads_first = (each.transpose(1, 2) for each in (q, k, p.x, p.log_decay, *p.weights()))
-        o, last = trapezoid(Inputs(*heads_first), kernel=self.kernel)
-        return self._output(o.transpose(1, 2), p), (last, k[:, -1], p.x[:, -1], theta[:, -1])
-
-    def _output(self, o: Tensor, p: Projected) -> Tensor:
-        """(..., H, P) -> (..., d_model)."""
-        return self.out_proj(((wide(o) + self.D[:, None] * p.x) * F.silu(wide(p.z))).flatten(-2))
-
-    def _fused(self, p: Projected, with_state: bool) -> tuple[Tensor, State]:
-        y, state = _mamba_ssm(p, self.B_bias.squeeze(1), self.C_bias.squeeze(1), self.D, with_state=with_state)
+    def _all(self, x: Tensor, *, with_state: bool) -> tuple[Tensor, State]:
+        p = self._project(x)
+        if self.kernel == "mamba_ssm":
+            y, state = _mamba_ssm(p, *self._biases(), self.D, with_state=with_state)
+        else:
+            y, state = _parallel(p, *self._biases(), self.D, kernel=self.kernel)
         return self.out_proj(y.flatten(-2).to(p.x.dtype)), state
 
     def bare(self) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -180,6 +167,27 @@ class Mamba3(Mixer):
             device=self.D.device,
         )
         return {"mamba_ssm.Mamba3": layer}
+
+
+def _parallel(p: Projected, B_bias: Tensor, C_bias: Tensor, D: Tensor, *, kernel: str) -> tuple[Tensor, State]:
+    """The gated S^T C (B, T, H, P), and the state after the last position."""
+    # angles add up over the whole sequence: in float32 a late one would be off by their number of roundings
+    theta = p.turns().cumsum(1, dtype=torch.float64).remainder(2 * math.pi).to(p.delta.dtype)
+    q, k = _turned(p, B_bias, C_bias, theta)
+    heads_first = (each.transpose(1, 2) for each in (q, k, p.x, p.log_decay, *p.weights()))
+    o, last = trapezoid(Inputs(*heads_first), kernel=kernel)
+    return _gated(o.transpose(1, 2), p, D), (last, k[:, -1], p.x[:, -1], theta[:, -1])
+
+
+def _turned(p: Projected, B_bias: Tensor, C_bias: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """C and B of each head (..., H, N)."""
+    q, k = (_rotated(wide(each).unsqueeze(-2) + bias, theta) for each, bias in ((p.C, C_bias), (p.B, B_bias)))
+    return q, k
+
+
+def _gated(o: Tensor, p: Projected, D: Tensor) -> Tensor:
+    """(..., H, P)."""
+    return (wide(o) + D[:, None] * p.x) * F.silu(wide(p.z))
 
 
 def _rotated(x: Tensor, theta: Tensor) -> Tensor:
@@ -231,9 +239,16 @@ def _mamba_ssm_obstacle(heads: Heads, n_pairs: int) -> str | None:
     x, B, delta = make.expand(-1, -1, H * P).unflatten(-1, (H, P)), make.expand(-1, -1, N), make.expand(-1, -1, H) / 10
     biases = torch.ones(2, H, N, device=heads.device)
 
+    D = torch.ones(H, device=heads.device)
+
+    def projected(x: Tensor, B: Tensor, delta: Tensor) -> Projected:
+        return Projected(x, x, B, B, delta, -delta, delta, B[..., :n_pairs])
+
     def run(x: Tensor, B: Tensor, delta: Tensor, biases: Tensor) -> Tensor:
-        p = Projected(x, x, B, B, delta, -delta, delta, B[..., :n_pairs])
-        return _mamba_ssm(p, *biases, torch.ones(H, device=heads.device), with_state=False)[0]
+        return _mamba_ssm(projected(x, B, delta), *biases, D, with_state=False)[0]
+
+    def truth(x: Tensor, B: Tensor, delta: Tensor, biases: Tensor) -> Tensor:
+        return _parallel(projected(x, B, delta), biases[0], biases[1], D, kernel="chunked")[0]
 
     inputs = (x.to(heads.dtype), B.to(heads.dtype), delta, biases)
-    return refusal("mamba_ssm", run, inputs, ("mamba3", heads, n_pairs))
+    return refusal("mamba_ssm", run, inputs, ("mamba3", heads, n_pairs), truth=truth)

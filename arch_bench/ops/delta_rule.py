@@ -13,6 +13,7 @@ Legend: B batch, H heads, T positions, N chunks, C positions of a chunk, K and V
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -131,11 +132,9 @@ def _fla_refusal(heads: Heads) -> str | None:
         torch.full((*shape, d), d**-0.5, device=heads.device, dtype=heads.dtype) for d in (heads.d_key, heads.d_value)
     )
     beta = torch.full(shape, 0.5, device=heads.device)
-    if heads.is_gated:
-        return refusal(
-            "fla",
-            lambda q, k, v, beta, decay: _fla(q, k, v, beta, decay)[0],
-            (k, k, v, beta, torch.full_like(beta, -0.1)),
-            heads,
-        )
-    return refusal("fla", lambda q, k, v, beta: _fla(q, k, v, beta, None)[0], (k, k, v, beta), heads)
+    inputs = (k, k, v, beta, torch.full_like(beta, -0.1)) if heads.is_gated else (k, k, v, beta)
+
+    def by(kernel: str) -> Callable[..., Tensor]:
+        return lambda q, k, v, beta, decay=None: delta_rule(q, k, v, beta, decay, kernel=kernel)[0]
+
+    return refusal("fla", by("fla"), inputs, heads, truth=by("chunked"))

@@ -47,8 +47,17 @@ def missing(device: torch.device, package: str) -> str | None:
     return f"needs {' and '.join(absent)}, not installed" if absent else None
 
 
-def refusal(package: str, run: Callable[..., Tensor], inputs: Sequence[Tensor], about: object = None) -> str | None:
-    """Why a forward and backward pass over `inputs` fails, or None: some GPUs, dtypes and widths are refused.
+def refusal(
+    package: str,
+    run: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    about: object = None,
+    truth: Callable[..., Tensor] | None = None,
+) -> str | None:
+    """Why a forward and backward pass fails, or None: some GPUs, dtypes and widths are refused, or are compiled wrong.
+
+    inputs: what is usual there; they are varied at random. truth: the same function by a kernel that is trusted, in
+    float32, whose output and gradients `run` has to have on the first of the sequences.
 
     A refusal can take long to find, for Triton then tries all it has, in every process anew. It is kept on disk for
     what `about` says of the kernel, this device and these versions; None: it is not kept. What a device in trouble
@@ -59,7 +68,7 @@ def refusal(package: str, run: Callable[..., Tensor], inputs: Sequence[Tensor], 
     note = None if about is None else _note(package, about)
     if note is not None and note.is_file():
         return f"{note.read_text()}, as found before: {note}"
-    error = _failure(run, inputs)
+    error = _failure(run, truth, inputs)
     if error is None:
         return None
     first, *_ = str(error).strip().splitlines() or [""]
@@ -73,18 +82,60 @@ _IN_TROUBLE = ("CUDA", "out of memory")
 """Words of errors that are the device's, or that of others on it, rather than the kernel's."""
 
 
+class Disagreement(Exception):
+    """A kernel computes something else."""
+
+
+ALLOWED = 0.1
+"""Relative error of an output or a gradient, in norm; bf16 takes a tenth of it."""
+
+
 @torch.inference_mode(False)
 @torch.enable_grad()
-def _failure(run: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Exception | None:
-    leaves = [x.clone().requires_grad_() for x in inputs]
+def _failure(
+    run: Callable[..., Tensor], truth: Callable[..., Tensor] | None, inputs: Sequence[Tensor]
+) -> Exception | None:
+    varied = [_varied(x, seed) for seed, x in enumerate(inputs)]
     try:
         with parallel_tuning():
-            torch.autograd.grad(run(*leaves).sum(), leaves)
+            _gradients(run, varied)
+        if truth is not None:
+            _compare(run, truth, [_first(x) for x in varied])
     except torch.OutOfMemoryError:  # others are on the device, or it is small: no word on the kernel
         raise
     except Exception as error:  # of Triton's compiler, of its launcher, an assertion: nothing that they share
         return error
     return None
+
+
+def _varied(x: Tensor, seed: int) -> Tensor:
+    """Every number by up to a half: equal ones would hide rows that have changed places."""
+    rng = torch.Generator(x.device).manual_seed(seed)
+    return (x * (0.5 + torch.rand(x.shape, generator=rng, device=x.device))).to(x.dtype)
+
+
+def _first(x: Tensor) -> Tensor:
+    """One sequence; what all of them share as it is."""
+    return x[:1] if x.dim() > 2 and len(x) == TRIAL[0] else x
+
+
+def _gradients(run: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The output, and what it makes of a random gradient at each of the inputs."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    output = run(*leaves)
+    rng = torch.Generator(output.device).manual_seed(0)
+    gradient = torch.randn(output.shape, generator=rng, device=output.device).to(output.dtype)
+    return [output.detach(), *torch.autograd.grad(output, leaves, gradient)]
+
+
+def _compare(run: Callable[..., Tensor], truth: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+    """Raises Disagreement."""
+    true = _gradients(truth, [x.float() for x in inputs])
+    for i, (found, exact) in enumerate(zip(_gradients(run, inputs), true, strict=True)):
+        error = ((found.float() - exact).norm() / exact.norm()).item()
+        if not error <= ALLOWED:  # NaN too
+            what = f"its gradient at input {i} of {len(inputs)}" if i else "its output"
+            raise Disagreement(f"{what} is off by {error:.2g}, more than {ALLOWED:g}")
 
 
 def _note(package: str, about: object) -> Path:

@@ -13,6 +13,7 @@ Legend: B batch, H heads, T positions, N chunks, C positions of a chunk, K and V
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -126,4 +127,8 @@ def _fla_refusal(heads: Heads) -> str | None:
     (B, T), H, K = TRIAL, heads.n_heads, heads.d_head
     k = torch.full((B, H, T, K), K**-0.5, device=heads.device, dtype=heads.dtype)
     log_decay = torch.full_like(k, -0.1, dtype=torch.float32)
-    return refusal("fla", lambda *inputs: _fla(Inputs(*inputs))[0], (k, k, k, -k, k / 2, log_decay), heads)
+
+    def by(kernel: str) -> Callable[..., Tensor]:
+        return lambda *inputs: generalised_delta_rule(Inputs(*inputs), kernel=kernel)[0]
+
+    return refusal("fla", by("fla"), (k, k, k, -k, k / 2, log_decay), heads, truth=by("chunked"))

@@ -13,10 +13,13 @@ Legend: B batch, H heads, T positions, N chunks, C positions of a chunk, K and V
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from functools import cache
+from importlib import metadata
 from typing import Literal, NamedTuple
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from arch_bench.ops.chunks import channel_scores, chunk_length, decays, hand_on, join, split, wide
@@ -131,9 +134,32 @@ def _fla_refusal(heads: Heads) -> str | None:
     (B, T), H, K = TRIAL, heads.n_heads, heads.d_key
     q, v = (torch.ones(B, H, T, d, device=heads.device, dtype=heads.dtype) for d in (K, heads.d_value))
     shapes: dict[Decay, tuple[int, ...]] = {"head": (H,), "token": (B, H, T), "channel": (B, H, T, K)}
+    shared: tuple[Tensor | None, ...] = ()
+    inputs = [q, q, v]
     if heads.decay == "none":
-        return refusal("fla", lambda q, k, v: _fla(q, k, v, None)[0], (q, q, v), heads)
-    log_decay = torch.full(shapes[heads.decay], -0.1, device=heads.device)
-    if heads.decay == "head":  # without a gradient, as the library has none
-        return refusal("fla", lambda q, k, v: _fla(q, k, v, log_decay)[0], (q, q, v), heads)
-    return refusal("fla", lambda *inputs: _fla(*inputs)[0], (q, q, v, log_decay), heads)
+        shared = (None,)
+    elif heads.decay == "head":  # without a gradient, as the library has none
+        shared = (torch.full(shapes["head"], -0.1, device=heads.device),)
+    else:
+        inputs.append(torch.full(shapes[heads.decay], -0.1, device=heads.device))
+    if heads.decay == "head" and is_miscompiled(heads.device):
+        return MISCOMPILED
+
+    def by(kernel: str) -> Callable[..., Tensor]:
+        return lambda *inputs: linear_attention(*inputs, *shared, kernel=kernel)[0]
+
+    return refusal("fla", by("fla"), inputs, heads, truth=by("chunked"))
+
+
+MISCOMPILED = (
+    "Triton 3.4 to 3.7.0 miscompiles fla's backward pass with one decay of each head on Hopper; use kernel=chunked, or "
+    "a later Triton"
+)
+"""Assembled by its ptxas 12.8 for 4 warps, chunk_bwd_kernel_dqkwg addresses k and q by a register that nothing sets.
+fla refuses it with decays of tokens (its issue 640), and looks at those only."""
+
+
+def is_miscompiled(device: torch.device) -> bool:
+    """Whether fla's kernel `chunk_bwd_kernel_dqkwg` is, on this device."""
+    release = Version(metadata.version("triton"))
+    return torch.cuda.get_device_capability(device)[0] == 9 and Version("3.4") <= release < Version("3.7.1")
