@@ -10,7 +10,10 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = ("arch-bench", "torch", "triton", "lightning", "hydra-core", "datasets", "mamba-ssm", "causal-conv1d")
+_PACKAGES = (
+    *("arch-bench", "torch", "triton", "lightning", "hydra-core", "datasets"),
+    *("mamba-ssm", "causal-conv1d", "fla-core", "flash-linear-attention"),
+)
 
 
 @cache

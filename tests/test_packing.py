@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -173,6 +174,7 @@ def test_a_rate_is_taken_between_the_first_and_the_last(packed: Any) -> None:
 def check_cells(packed: Any, way: str) -> None:
     """Each trains apart from the others and alike, as one by itself."""
     cells = packed.Cells([*packed.SMOKE, "d_model=16", "trainer.batch_size=4", "precision=fp32"])
+    assert cells.about["step"] == ("compiled" if cells.about["is_cuda"] else "eager"), cells.about["step_why"]
     losses = []
     for n in (1, 3):
         cells.pack(way, n)
@@ -195,6 +197,8 @@ def test_cells_of_one_process_train_apart(packed: Any, monkeypatch: pytest.Monke
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("way", ["streams", "one_graph"])
 def test_cells_train_apart_on_one_gpu(packed: Any, way: str) -> None:
     check_cells(packed, way)
