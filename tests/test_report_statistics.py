@@ -92,6 +92,13 @@ def test_a_seed_solves_each_length_by_itself() -> None:
     ]
 
 
+def test_divergence_at_a_longer_length_does_not_undo_what_was_learnt() -> None:
+    rows = [*scores("mamba", [0.995], steps=[500]), failure("mamba", "quality", 128, "diverged")]
+    rows += [failure("mamba", "quality", n, "diverged", seed=1) for n in (64, 128)]
+    for each in (rows, rows[::-1]):
+        assert solved_table.steps_to_99(each) == ([500], 2)
+
+
 def test_texts_are_never_solved() -> None:
     assert solved_table.numbers(Study(text("mamba", [1.5]))) is None
 
