@@ -69,9 +69,33 @@ def test_means_of_costs_have_intervals_too() -> None:
 
 
 def test_the_area_over_lengths_is_that_of_each_seed() -> None:
-    rows = [*scores("mamba", [0.4, 0.8]), *scores("mamba", [0.2, 0.6, 0.9], seq_len=128)]
+    rows = [*scores("mamba", [0.4, 0.8]), *scores("mamba", [0.2, 0.6], seq_len=128)]
     found = tables.area_over_lengths(Study(rows), group("mamba"))
-    assert found == (pytest.approx(0.5), pytest.approx(0.3), pytest.approx(0.7), 2), "the third lacks a length"
+    assert found == (pytest.approx(0.5), pytest.approx(0.3), pytest.approx(0.7), 2)
+
+
+def test_an_area_is_never_that_of_the_lengths_or_seeds_that_survive() -> None:
+    rows = [each for n, share in ((64, 1.0), (128, 0.9)) for each in scores("transformer", [share, share], n)]
+    rows += [failure("transformer", "quality", 256, seed=seed) for seed in range(2)]
+    assert tables.area_over_lengths(Study(rows), group("transformer")), "nobody has a score at 256"
+    rows += [each for n in (64, 128, 256) for each in scores("mamba", [0.8, 0.7], n)]
+    rows += [each for n in (64, 128, 256) for each in scores("lstm", [0.8, 0.7][: 1 + (n < 256)], n)]
+    rows += [failure("lstm", "quality", 256, "diverged", seed=1)]
+    table = tables.scores(Study(rows), metrics.ACCURACY)
+    assert table is not None
+    place = table.columns.index("over lengths")
+    assert {line[1]: line[place] for line in lines(table)} == {
+        "transformer": units.DASH,
+        "mamba": f"75.0 % [70.0{units.DASH}80.0]",
+        "lstm": units.DASH,
+    }
+    assert "a dash where a length that others of that task and training length have is missing" in table.note
+
+
+def test_an_area_does_not_miss_what_was_tested_from_another_training_length() -> None:
+    rows = [each for n in (64, 128) for each in scores("mamba", [0.8], n)]
+    rows += [score("lstm", seq_len=n, train_seq_len=128) for n in (128, 256)]
+    assert tables.area_over_lengths(Study(rows), group("mamba"))
 
 
 # Seeds that solve
@@ -90,6 +114,13 @@ def test_a_seed_solves_each_length_by_itself() -> None:
         ["lstm", "0/1", units.DASH, "never", "0/1"],
         ["mamba", "2/4", "1/4", "375 [250 to 500]", "2/4"],
     ]
+
+
+def test_divergence_at_a_longer_length_does_not_undo_what_was_learnt() -> None:
+    rows = [*scores("mamba", [0.995], steps=[500]), failure("mamba", "quality", 128, "diverged")]
+    rows += [failure("mamba", "quality", n, "diverged", seed=1) for n in (64, 128)]
+    for each in (rows, rows[::-1]):
+        assert solved_table.steps_to_99(each) == ([500], 2)
 
 
 def test_texts_are_never_solved() -> None:

@@ -79,8 +79,9 @@ def sentences(study: Study) -> list[str]:
 
 
 def _sentence(study: Study, groups: Sequence[Group]) -> str:
-    """Empty unless the one that scores best is clearly ahead of some."""
+    """Empty unless the one that scores best is clearly ahead of some; by survivors of its seeds nobody is."""
     length, metric = groups[0].train_seq_len, study.headline(groups[0].task)
+    groups = [group for group in groups if not study.trouble("quality", group, length)]
     found = {pair: gap for pair in combinations(groups, 2) if (gap := difference(study, *pair, length))}
     clear = {pair: gap for pair, gap in found.items() if gap.is_clear}
     ahead = {pair[1]: gap for pair, gap in clear.items() if pair[0] is groups[0] and gap.superiority > 0.5}

@@ -28,8 +28,8 @@ def numbers(study: Study) -> Table | None:
 
 def steps_to_99(rows: Sequence[Row]) -> tuple[list[float], int]:
     """Steps of the seeds that got there, rising, and how many were trained to an end or diverged."""
-    ended = [row for row in rows if "steps_to_99" in row.metrics or row.status == "diverged"]
-    by_seed = {row.seed: number(row, "steps_to_99") for row in ended}
+    diverged = {row.seed: None for row in rows if row.status == "diverged"}  # it may at a longer test length only
+    by_seed = diverged | {row.seed: number(row, "steps_to_99") for row in rows if "steps_to_99" in row.metrics}
     return sorted(steps for steps in by_seed.values() if steps is not None), len(by_seed)
 
 

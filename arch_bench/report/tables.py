@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from arch_bench.report import dials, facets, metrics, units
 from arch_bench.report.metrics import Metric
+from arch_bench.report.shortfalls import shortfalls
 from arch_bench.report.study import Group, Point, Study, by_seed, number, over_seeds
 from arch_bench.results import Row
 
@@ -25,7 +26,8 @@ class Cell(NamedTuple):
 NOTHING = Cell(units.DASH)
 NOTES = {
     metrics.ACCURACY: "; over lengths: the area under accuracy against log length, from the training length to the "
-    "longest, as a mean.",
+    "longest, as a mean; a dash where a length that others of that task and training length have is missing, or a seed "
+    "at one: over a part of them, running out of memory would raise it.",
     metrics.BEYOND: "; only what is asked at positions that training never reached: the others, at any length, have no "
     "more before them than in training.",
     metrics.BITS_PER_BYTE: "; less is better.",
@@ -147,18 +149,19 @@ def solved(study: Study, group: Group, length: int) -> tuple[int, int] | None:
 
 
 def area_over_lengths(study: Study, group: Group) -> Point | None:
-    """Mean accuracy along the logarithm of the length, by trapezoids, over the seeds that have every length.
+    """Mean accuracy along the logarithm of the length, by trapezoids.
 
-    None for fewer than two lengths.
+    None for fewer than two lengths, and if a seed lacks one that any of its task and training length has.
     """
-    points = study.points(metrics.ACCURACY).get(group, {})
-    lengths = [length for length in points if length >= group.train_seq_len]
-    if len(lengths) < 2:
+    points = study.of(group.facet, metrics.ACCURACY)
+    rivals = [found for other, found in points.items() if other.train_seq_len == group.train_seq_len]
+    lengths = sorted({length for found in rivals for length in found if length >= group.train_seq_len})
+    if len(lengths) < 2 or shortfalls(study, [group], metrics.ACCURACY, lengths):
         return None
     of_length = [by_seed(study.at("quality", group, length), metrics.ACCURACY.name) for length in lengths]
-    seeds = [seed for seed in of_length[0] if all(seed in of for of in of_length)]
     x = np.log2(lengths)
-    return over_seeds([float(np.trapezoid([of[seed] for of in of_length], x) / (x[-1] - x[0])) for seed in seeds])
+    areas = [float(np.trapezoid([of[seed] for of in of_length], x)) for seed in of_length[0]]
+    return over_seeds([area / float(x[-1] - x[0]) for area in areas])
 
 
 def span(rows: Sequence[Row], name: str, show: units.Show) -> Cell:
