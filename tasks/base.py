@@ -65,6 +65,11 @@ class Task(ABC):
         return self.seq_len
 
     @property
+    def mean_scored(self) -> float:
+        """Scored positions of an example, on average: what its share in the mean of a mixture goes by."""
+        return self.max_scored
+
+    @property
     def n_prompt(self) -> int | None:
         """Tokens of the prompt, the same for every example (shorter ones are padded on the left).
 
@@ -126,10 +131,14 @@ class Task(ABC):
 
     def with_length(self, seq_len: int) -> Self:
         """The same task at another length: what a model trained at one length is tested on. Raises ValueError."""
-        longer = copy.copy(self)
-        longer.seq_len = seq_len
-        longer.check()
-        return longer
+        return self.resized(seq_len)
+
+    def resized(self, seq_len: int) -> Self:
+        """The same task, as if built with another `seq_len`: what a mixture trains on. Raises ValueError."""
+        resized = copy.copy(self)
+        resized.seq_len = seq_len
+        resized.check()
+        return resized
 
     def for_split(self, split: Split) -> Self:
         """The task on one split. A generated task differs by its stream only; a corpus by its range of the text."""

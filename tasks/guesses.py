@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from tasks.base import Task
 
 
 def uniform(first: int, n: int, vocab_size: int, device: torch.device) -> Tensor:
@@ -23,6 +26,35 @@ def most_common(inputs: Tensor, first: int, n: int, vocab_size: int) -> Tensor:
     counts.scatter_add_(1, inputs, torch.ones_like(inputs, dtype=counts.dtype))
     best = first + counts[:, first : first + n].argmax(1, keepdim=True)
     return torch.zeros_like(counts).scatter_(1, best, 1.0).unsqueeze(1)
+
+
+def bigram(text: Tensor, shown: Tensor, n: int, vocab_size: int) -> Tensor:
+    """What followed a token where it stands in the text, all places alike: probabilities (batch, n_shown, vocab_size).
+
+    For each of `shown` (batch, n_shown), by the places of `text` (batch, n_text) where both it and what follows are
+    among the tokens 0 ... n-1; any of these, if there is no such place.
+    """
+    first, second = text[:, :-1], text[:, 1:]
+    is_pair = (first < n) & (second < n)
+    none = torch.zeros(len(text), vocab_size, device=text.device)
+    counts = torch.stack(
+        [none.scatter_add(1, second, (is_pair & (first == token)).float()) for token in shown.t().unsqueeze(2)], dim=1
+    )
+    n_places = counts.sum(2, keepdim=True)
+    return torch.where(n_places > 0, counts / n_places.clamp(min=1), uniform(0, n, vocab_size, text.device))
+
+
+def score_of_answers(task: Task, guess: Callable[[Tensor], Tensor]) -> float:
+    """Token accuracy of a guess of answers that end with the sequence, on a fixed sample.
+
+    `guess`: inputs -> probabilities (batch, max_scored, vocab_size). The sample has 2^19 tokens, but 2^8 to 2^13
+    examples: standard errors below 0.002 at 64 tokens, 0.02 at 16,384.
+    """
+    n_examples = min(max(2**19 // task.seq_len, 2**8), 2**13)
+    inputs, targets = task.sample(n_examples, torch.Generator().manual_seed(0), torch.device("cpu"))
+    answers = targets[:, -task.max_scored :].unsqueeze(2)
+    pieces = zip(inputs.split(64), answers.split(64), strict=True)  # 16,000 tokens or words want memory
+    return torch.cat([guess(rows).gather(2, wanted) for rows, wanted in pieces]).double().mean().item()
 
 
 @functools.cache

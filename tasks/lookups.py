@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tasks.base import Batch
 from tasks.draws import sort_rows
+from tasks.guesses import bigram, score_of_answers
 from tasks.strings import StringTask
 
 
@@ -28,6 +29,13 @@ class SuffixLookup(StringTask):
     letters happen to repeat it, one letter of the repeat is replaced (`only_at`). The published generator asks for
     repeated n-grams as well and counts one of the continuations as right: 34 % of the questions at 300 letters and
     n_gram=2.
+
+    Baselines (token accuracy): `chance` and `length` as in `StringTask`; `bigram`, what a model scores that looks for
+    the last letter only: any letter that follows it somewhere in s, and the end where it is. The letters of the answer
+    are shown as they are written, so it needs the last letter of g alone (all of g, with n_gram=1). Measured on a fixed
+    sample: 0.55 at seq_len=64 in a test, whose strings are the longest, 0.30 at 300; more in training. Two letters
+    written stand together in few other places: who matches both needs no g. Only `sequence_accuracy` tells a look-up
+    from these.
 
     Raises:
         ValueError: as `StringTask` (min_length >= n_gram + length_answer); n_gram or length_answer < 1; or n_letters <=
@@ -67,6 +75,26 @@ class SuffixLookup(StringTask):
         """What stands before s and after it."""
         return self._mark(self.start, gram), torch.cat((self._mark(self.bar, gram), gram), dim=1)
 
+    def baselines(self) -> dict[str, float]:
+        if self.length_answer == 1 and self.n_tail == 1:  # no letter of the answer follows a letter
+            return super().baselines()
+        return super().baselines() | {"bigram": score_of_answers(self, self._bigram)}
+
+    def guess(self, baseline: str, inputs: Tensor) -> Tensor:
+        if baseline != "bigram":
+            return super().guess(baseline, inputs)
+        before = super().guess("chance", inputs).expand(len(inputs), self.n_prompt - 1, -1)
+        return torch.cat((before, self._bigram(inputs)), dim=1)
+
+    def _bigram(self, inputs: Tensor) -> Tensor:
+        """For the answer and its end: (batch, length_answer + 1, vocab_size)."""
+        letters = inputs[:, self.n_head : self.n_head + self.longest]
+        column = torch.arange(self.longest, device=inputs.device)
+        letters = letters.masked_fill(column < self._n_blank(inputs), self.pad)
+        found = bigram(letters, inputs[:, self.n_prompt - 1 :], self.n_letters, self.vocab_size)
+        found[:, -1] = F.one_hot(torch.tensor(self.end, device=inputs.device), self.vocab_size).float()
+        return found
+
     def _solve(self, inputs: Tensor, n_blank: Tensor) -> Tensor:
         letters = inputs[:, self.n_head : self.n_head + self.longest]
         starts = occurrences(letters, self._key(inputs, n_blank))
@@ -87,6 +115,9 @@ class PrefixLookup(SuffixLookup):
         position   0  1  2  3  4  5  6  7  8  9
         token      $  a  d  |  b  a  d  c  |  c
         target     -  -  -  -  -  -  -  -  c  .
+
+    Before the first letter of the answer stands the bar: there `bigram` is any letter (0.47 at seq_len=64 in a test,
+    0.28 at 300).
     """
 
     def _place_key(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import NamedTuple, Self
 
 import torch
@@ -13,13 +14,17 @@ from tasks.base import IGNORE, Batch, Split, Task
 
 
 class Component(NamedTuple):
-    """A task of a mixture."""
+    """A task of a mixture, which fits it to its share of the length."""
 
     weight: float
     """How often it is drawn, relative to the others."""
     share: float
     """Its sequence length over that of the mixture; a shorter example is padded at its end."""
     task: Task
+
+    def room(self, seq_len: int) -> int:
+        """Its length in a mixture of `seq_len`."""
+        return round(seq_len * self.share)
 
 
 class Mixture(Task):
@@ -35,7 +40,8 @@ class Mixture(Task):
         token      5  8  9  8  8  8  0  0
         target     .  .  .  .  .  5  .  .
 
-    Scored: what the components score. `with_length` keeps the shares.
+    Scored: what the components score. `with_length` keeps the shares and makes each component longer: strings have all
+    lengths in training and the longest in a test, as they do alone.
 
     Baselines: of each guess that all components have, the mean over scored positions. No oracle and no guess for the
     whole, which would have to know the component: the parts have theirs.
@@ -48,9 +54,9 @@ class Mixture(Task):
         super().__init__(seq_len=seq_len)
         self.components = components
         self.check()
-        self._tasks = self._fitted()
-        self.vocab_size = max(task.vocab_size for task in self._tasks.values())
-        first = next(iter(self._tasks.values()))
+        self.components = self._of_each(lambda each: each.task.resized(each.room(seq_len)))
+        self.vocab_size = max(task.vocab_size for task in self._tasks)
+        first = self._tasks[0]
         self.tolerance, self.bytes_per_token = first.tolerance, first.bytes_per_token
         self.shows_answers = first.shows_answers
 
@@ -68,37 +74,50 @@ class Mixture(Task):
                 "task.components differ in what they ask for (tokens, numbers, text): give tasks of a kind"
             )
 
-    def _fitted(self) -> dict[str, Task]:
-        """Each component at its share of the length."""
-        return {name: each.task.with_length(round(self.seq_len * each.share)) for name, each in self.components.items()}
+    @property
+    def _tasks(self) -> list[Task]:
+        return [each.task for each in self.components.values()]
+
+    def _of_each(self, change: Callable[[Component], Task]) -> dict[str, Component]:
+        return {name: each._replace(task=change(each)) for name, each in self.components.items()}
+
+    def resized(self, seq_len: int) -> Self:
+        resized = super().resized(seq_len)
+        resized.components = self._of_each(lambda each: each.task.resized(each.room(seq_len)))
+        return resized
 
     def with_length(self, seq_len: int) -> Self:
-        longer = super().with_length(seq_len)
-        longer._tasks = longer._fitted()
+        longer = super().resized(seq_len)
+        longer.components = self._of_each(lambda each: each.task.with_length(each.room(seq_len)))
         return longer
 
     def for_split(self, split: Split) -> Self:
         ranged = copy.copy(super().for_split(split))
-        ranged._tasks = {name: task.for_split(split) for name, task in self._tasks.items()}
+        ranged.components = self._of_each(lambda each: each.task.for_split(split))
         return ranged
 
     def n_source(self, seq_len: int) -> int:
         """The shortest of its components': which one an example is of is not told."""
-        return min(each.task.n_source(round(seq_len * each.share)) for each in self.components.values())
+        return min(each.task.n_source(each.room(seq_len)) for each in self.components.values())
 
     @property
     def max_scored(self) -> int:
-        return max(task.max_scored for task in self._tasks.values())
+        return max(task.max_scored for task in self._tasks)
+
+    @property
+    def mean_scored(self) -> float:
+        weights = [each.weight for each in self.components.values()]
+        return sum(w * task.mean_scored for w, task in zip(weights, self._tasks, strict=True)) / sum(weights)
 
     def source(self, device: torch.device) -> torch.device:
-        places = {task.source(device) for task in self._tasks.values()}
+        places = {task.source(device) for task in self._tasks}
         return device if places == {device} else torch.device("cpu")
 
     def sample(self, batch_size: int, rng: torch.Generator, device: torch.device) -> Batch:
         """As many examples of each component, of which one is kept: shapes that no random number changes."""
         weights = torch.tensor([each.weight for each in self.components.values()], device=device)
         which = torch.multinomial(weights, batch_size, replacement=True, generator=rng)
-        drawn = [self._padded(task.sample(batch_size, rng, device)) for task in self._tasks.values()]
+        drawn = [self._padded(task.sample(batch_size, rng, device)) for task in self._tasks]
         inputs, targets = (torch.stack(tensors) for tensors in zip(*drawn, strict=True))
         here = which.view(1, -1, 1).expand(1, -1, self.seq_len)
         return Batch(inputs.gather(0, here)[0], targets.gather(0, here)[0])
@@ -111,8 +130,8 @@ class Mixture(Task):
         return {name: _Part(self, name) for name in self.components}
 
     def baselines(self) -> dict[str, float]:
-        scored = {name: each.weight * self._tasks[name].max_scored for name, each in self.components.items()}
-        of_each = {name: task.baselines() for name, task in self._tasks.items()}
+        scored = {name: each.weight * each.task.mean_scored for name, each in self.components.items()}
+        of_each = {name: each.task.baselines() for name, each in self.components.items()}
         shared = set.intersection(*(set(found) for found in of_each.values()))
         total = sum(scored.values())
         return {
@@ -125,7 +144,7 @@ class Mixture(Task):
         raise ValueError(f"baseline={baseline}: a guess would have to know the component; ask its parts")
 
     def word(self, token: int) -> str:
-        return max(self._tasks.values(), key=lambda task: task.vocab_size).word(token)
+        return max(self._tasks, key=lambda task: task.vocab_size).word(token)
 
 
 class _Part(Mixture):
@@ -140,7 +159,7 @@ class _Part(Mixture):
 
     @property
     def _task(self) -> Task:
-        return next(iter(self._tasks.values()))
+        return self._tasks[0]
 
     def oracle(self, inputs: Tensor) -> Tensor | None:
         answer = self._task.oracle(inputs[:, : self._task.seq_len])

@@ -87,6 +87,10 @@ class StringTask(Task):
     def max_scored(self) -> int:
         return self.n_answer(self.longest) + 1
 
+    @property
+    def mean_scored(self) -> float:
+        return (self.n_answer(self.min_length) + self.n_answer(self.longest)) / 2 + 1
+
     def with_length(self, seq_len: int) -> Self:
         longer = copy.copy(self)
         longer.seq_len = seq_len
@@ -120,8 +124,8 @@ class StringTask(Task):
         return like.new_full((len(like), 1), token)
 
     def baselines(self) -> dict[str, float]:
-        mean = (self.n_answer(self.min_length) + self.n_answer(self.longest)) / 2
-        return {"chance": 1 / (self.n_letters + 1), "length": (mean / self.n_letters + 1) / (mean + 1)}
+        n = self.mean_scored - 1
+        return {"chance": 1 / (self.n_letters + 1), "length": (n / self.n_letters + 1) / (n + 1)}
 
     def guess(self, baseline: str, inputs: Tensor) -> Tensor:
         probabilities = torch.zeros(self.vocab_size, device=inputs.device)

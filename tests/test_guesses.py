@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.guesses import most_common, most_common_share, uniform
+from tasks.guesses import bigram, most_common, most_common_share, uniform
 
 CPU = torch.device("cpu")
 
@@ -31,3 +31,12 @@ def test_guesses_by_hand() -> None:
     inputs = torch.tensor([[3, 3, 1], [0, 0, 2]])
     assert most_common(inputs, 0, 4, 4).tolist() == [[[0, 0, 0, 1]], [[1, 0, 0, 0]]]
     assert most_common(inputs, 1, 2, 4).tolist() == [[[0, 1, 0, 0]], [[0, 0, 1, 0]]]
+
+
+def test_a_bigram_by_hand() -> None:
+    """Words are 0, 1 and 2; 3 is a mark."""
+    text = torch.tensor([[0, 1, 0, 2, 0, 2, 3, 1], [3, 2, 2, 2, 0, 1, 3, 2]])
+    shown = torch.tensor([[0, 2, 3], [2, 1, 0]])
+    third = [1 / 3, 1 / 3, 1 / 3, 0]
+    expected = torch.tensor([[[0, 1 / 3, 2 / 3, 0], [1, 0, 0, 0], third], [[1 / 3, 0, 2 / 3, 0], third, [0, 1, 0, 0]]])
+    torch.testing.assert_close(bigram(text, shown, 3, 4), expected)

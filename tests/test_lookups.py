@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -121,10 +122,48 @@ def test_a_test_has_strings_as_long_as_fit_and_the_same_question(kind: type[Suff
     inputs, targets = draw(longer, 100)
     assert (inputs != longer.pad).all()
     assert (targets[:, -1] == longer.end).all()
-    assert longer.baselines() == make(kind).baselines() == {"chance": 1 / 27, "length": pytest.approx((4 / 26 + 1) / 5)}
+    for task in (longer, make(kind)):
+        chance, length = (task.baselines()[name] for name in ("chance", "length"))
+        assert (chance, length) == (1 / 27, pytest.approx((4 / 26 + 1) / 5))
     assert make(kind).with_length(15).longest == 15 - 8 - (kind is PrefixLookup)
     with pytest.raises(ValueError, match=r"seq_len=13 is too short .* needs seq_len >= 1[45]"):
         longer.with_length(13)
+
+
+@kinds
+@pytest.mark.parametrize("knobs", [{}, {"n_letters": 4}, {"n_gram": 1, "length_answer": 2}])
+def test_the_last_letter_alone_tells_much_of_the_answer(kind: type[SuffixLookup], knobs: dict[str, int]) -> None:
+    """The trap of a teacher-forced answer: in a short string few letters follow a given one."""
+    task = make(kind, **knobs)
+    inputs, targets = draw(task, 500)
+    first = task.n_prompt - 1
+    guess = task.guess("bigram", inputs).gather(2, targets.clamp(min=0).unsqueeze(2)).squeeze(2)[:, first:]
+    for tokens, wanted, found in zip(inputs, targets, guess.tolist(), strict=True):
+        _, key, string, _ = read(task, spell(tokens, task.n_letters))
+        answer = spell(wanted[first:-1], task.n_letters)
+        last = ("" if kind is PrefixLookup else key[-1], *answer[:-1])
+        assert found == pytest.approx(
+            [follows(string, *pair, task.n_letters) for pair in zip(last, answer, strict=True)] + [1]
+        )
+    assert task.baselines()["bigram"] == pytest.approx(guess.mean().item(), abs=0.02)
+
+
+def follows(string: str, letter: str, target: str, n_letters: int) -> float:
+    after = [b for a, b in itertools.pairwise(string) if a == letter]
+    return after.count(target) / len(after) if after else 1 / n_letters
+
+
+@pytest.mark.parametrize(
+    ("seq_len", "suffix", "prefix"), [(64, 0.554, 0.474), (128, 0.398, 0.357), (300, 0.300, 0.283)]
+)
+def test_what_the_last_letter_alone_scores_in_a_test(seq_len: int, suffix: float, prefix: float) -> None:
+    for kind, share in {SuffixLookup: suffix, PrefixLookup: prefix}.items():
+        assert make(kind).with_length(seq_len).baselines()["bigram"] == pytest.approx(share, abs=0.003)
+
+
+def test_one_letter_behind_a_bar_follows_no_letter() -> None:
+    assert set(make(PrefixLookup, length_answer=1).baselines()) == {"chance", "length"}
+    assert set(make(SuffixLookup, length_answer=1).baselines()) == {"chance", "length", "bigram"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -103,6 +104,62 @@ def test_zipf_filler_is_zipf() -> None:
     expected = weights / weights.sum() * filler.numel()
     counts = torch.bincount(filler.flatten(), minlength=8)
     assert ((counts - expected).abs() < 4 * expected.sqrt()).all()
+
+
+def follows(haystack: list[int], shown: int, target: int, n_words: int) -> float:
+    """How often, where the one stands, the other comes next among words."""
+    pairs = [pair for pair in itertools.pairwise(haystack) if pair[0] == shown < n_words and pair[1] < n_words]
+    return sum(after == target for _, after in pairs) / len(pairs) if pairs else 1 / n_words
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"seq_len": 128, "n_words": 64},
+        {"is_marked": False},
+        {"is_marked": False, "filler": "zipf", "n_words": 8},
+        {"is_marked": False, "length_key": 1, "length_value": 1, "depth": 1.0},
+    ],
+)
+def test_the_last_word_alone_tells_much_of_the_answer(knobs: dict[str, Any]) -> None:
+    """The trap of a teacher-forced answer: what followed its last word is nearly always what comes next."""
+    task = make(**knobs)
+    inputs, targets = draw(task, 500)
+    guess = task.guess("bigram", inputs).gather(2, targets.clamp(min=0).unsqueeze(2)).squeeze(2)
+    expected = [
+        [
+            follows(row[: task._length_haystack], row[i], wanted[i], task.n_words)
+            for i in range(task.n_prompt - 1, task.seq_len)
+        ]
+        for row, wanted in zip(inputs.tolist(), targets.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(guess[:, task.n_prompt - 1 :], torch.tensor(expected))
+    assert task.baselines()["bigram"] == pytest.approx(guess[:, task.n_prompt - 1 :].mean().item(), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "share"),
+    [
+        ({"seq_len": 128, "n_words": 64}, 0.353),
+        ({"seq_len": 512, "n_words": 64}, 0.110),
+        ({"is_marked": False}, 0.899),
+        ({"is_marked": False, "seq_len": 256}, 0.640),
+    ],
+)
+def test_what_the_last_word_alone_scores(knobs: dict[str, Any], share: float) -> None:
+    task = make(**knobs)
+    assert task.baselines() == {"chance": 1 / task.n_words, "bigram": pytest.approx(share, abs=0.003)}
+
+
+def test_no_depth_is_easier_by_the_last_word() -> None:
+    task = make(n_depths=3)
+    for part in task.parts().values():
+        assert part.baselines()["bigram"] == pytest.approx(task.baselines()["bigram"], abs=0.006)
+
+
+def test_a_mark_leads_to_one_word_without_a_guess() -> None:
+    assert make(length_value=1).baselines() == {"chance": 1 / 256}
 
 
 @pytest.mark.parametrize("n_depths", [2, 5, 11, 101])
