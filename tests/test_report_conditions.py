@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import decode, failure, score, timing
+from test_report import decode, failure, row, score, timing
 
-from arch_bench.report import build, cost_tables, crossovers, folder, fronts, metrics, summary, tables
+from arch_bench.report import build, cost_tables, crossovers, folder, fronts, metrics, search_table, summary, tables
 from arch_bench.report.facets import Facet
 from arch_bench.report.findings import findings
 from arch_bench.report.provenance import provenance
@@ -179,6 +179,22 @@ def test_a_cost_may_be_of_a_longer_cell_whose_dials_follow_from_its_length() -> 
     longer = {"backbone": {"_target_": "a", "max_len": 256}}
     rows = [score("a"), score("b"), timing("b", 6), timing("a", 5, train_seq_len=256, config=longer)]
     assert set(rivals(rows)) == {"a", "b"}
+
+
+def test_a_learned_table_of_positions_is_as_long_as_what_is_timed() -> None:
+    learned: dict[str, Any] = {"config": {"backbone": {"_target_": "a", "positions": "learned"}}}
+    rows = [score("a", **learned), score("b"), timing("b", 6), timing("a", 5, **learned | {"metrics": sized(150_000)})]
+    assert set(rivals(rows)) == {"a", "b"}
+
+
+def test_a_search_is_of_one_device() -> None:
+    trial = {"study": "s", "number": 0, "values": {"optim.lr": 0.1}}
+    kept: dict[str, Any] = {"metrics": {"val_loss_nats": 1.0}, "config": {"trial": trial}}
+    found = search_table.searches(Study([row("mamba", "scan", device=device, **kept) for device in (H200, A100)]))
+    assert [(search.series, len(search.rows)) for search in found] == [
+        ("mamba device=NVIDIA A100", 1),
+        ("mamba device=NVIDIA H200", 1),
+    ]
 
 
 def test_lists_in_names_are_told_apart() -> None:

@@ -150,9 +150,13 @@ def _is_same(study: Study, one: Group, other: Group) -> bool:
 
 
 def _is_one_model(scored: Sequence[Row], timed: Sequence[Row]) -> bool:
-    """Whether what was scored is what was timed, also by what no name shows: a dial may differ between the two only."""
+    """Whether what was scored is what was timed, also by what no name shows: a dial may differ between the two only.
+
+    A learned table of positions is as long as what is measured.
+    """
     sizes = [{number(row, "n_params") for row in rows} - {None} for rows in (scored, timed)]
-    is_sized = sizes[0] == sizes[1] or not all(sizes)
+    has_table = any(_build(row).get("backbone.positions") == "learned" for row in timed[:1])
+    is_sized = sizes[0] == sizes[1] or not all(sizes) or has_table
     return is_sized and all(_is_built_alike(one, other) for one in scored[:1] for other in timed[:1])
 
 
