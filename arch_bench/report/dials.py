@@ -177,8 +177,8 @@ def identity(row: Row, names: Mapping[str, str]) -> Identity:
 def measured(rows: Sequence[Row], names: Mapping[str, str]) -> dict[Identity, Measured]:
     """One entry per cell, kind and settings; what ran (precision, device) stands in for what was asked (`auto`)."""
     cells: dict[Identity, Measured] = {}
-    every = {dial for row in rows for dial in flatten(row.config)}
-    neutral = {dial: value for dial, value in flatten(results.ADDED).items() if dial in every}
+    known = {f"{group}.{name}" for row in rows for group in results.ADDED for name in row.config.get(group, {})}
+    neutral = {dial: value for dial, value in flatten(results.ADDED).items() if dial in known}
     for row in rows:
         if (this := identity(row, names)) not in cells:
             config = neutral | flatten(row.config)
