@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from arch_bench import journal, results
 from arch_bench.config import Cell, ConfigError, Trial, recomposed
-from arch_bench.protocol import VALIDATION, Answers, Round, Rounds, matched
+from arch_bench.protocol import VALIDATION, Answers, Round, Rounds, parted
 from arch_bench.results import Row
 from arch_bench.run import RETRIED
 from arch_bench.space import Choice, Range, Space, Values, parsed, shown
@@ -37,8 +37,8 @@ class Options(NamedTuple):
 class Optuna:
     """The values of some dials by validation, at one seed; then every seed at the best.
 
-    Cells that train nothing are as they are given. Raises ValueError for numbers that make no sense, and for a space
-    that `space.parsed` refuses.
+    Cells that train nothing have the same widths, and are else as they are given. Raises ValueError for numbers that
+    make no sense, and for a space that `space.parsed` refuses.
     """
 
     def __init__(
@@ -68,9 +68,8 @@ class Optuna:
         self._match = match
 
     def rounds(self, cells: list[Cell]) -> Rounds:
-        trained = [cell for cell in cells if "quality" in cell.phases]
-        others = [cell for cell in cells if "quality" not in cell.phases]
-        searches = _searches(matched(trained) if self._match else trained, self._options)
+        trained, others = parted(cells, self._match)
+        searches = _searches(trained, self._options)
         while due := [cell for search in searches for cell in search.due()]:
             answers = yield Round(due, "search, by validation", sum(search.n_left for search in searches))
             for search in searches:

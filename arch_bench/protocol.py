@@ -50,8 +50,8 @@ class Quick:
 class Fair:
     """The learning rate of each backbone by validation, at one seed; then every seed at that rate.
 
-    Cells that train nothing are as they are given. Of a backbone with a training that crashed or ran out of time no
-    rate is chosen: what that finds when it is tried again might change it.
+    Cells that train nothing have the same widths, and are else as they are given. Of a backbone with a training that
+    crashed or ran out of time no rate is chosen: what that finds when it is tried again might change it.
     """
 
     def __init__(self, *, n_rates: int, ratio: float, max_extensions: int, match: bool) -> None:
@@ -62,10 +62,7 @@ class Fair:
         self._n_rates, self._ratio, self._max_extensions, self._match = n_rates, ratio, max_extensions, match
 
     def rounds(self, cells: list[Cell]) -> Rounds:
-        trained = [cell for cell in cells if "quality" in cell.phases]
-        others = [cell for cell in cells if "quality" not in cell.phases]
-        if self._match:
-            trained = matched(trained)
+        trained, others = parted(cells, self._match)
         scans = [_Scan(contenders, self._rates(contenders)) for contenders in _contenders(trained)]
         n_finals = sum(len(scan.seeds) for scan in scans) + len(others)
         due = [cell for scan in scans for cell in scan.due()]
@@ -176,17 +173,26 @@ def _identity(cell: Cell) -> str:
     return json.dumps(values, sort_keys=True)
 
 
+def parted(cells: list[Cell], match: bool) -> tuple[list[Cell], list[Cell]]:
+    """Those that train, and the others; with matched widths in both, so that what is timed is what is scored."""
+    trained = [cell for cell in cells if "quality" in cell.phases]
+    others = [cell for cell in cells if "quality" not in cell.phases]
+    found = matched(trained + others) if match else trained + others
+    return found[: len(trained)], found[len(trained) :]
+
+
 def matched(cells: list[Cell]) -> list[Cell]:
     """With the parameters of the first backbone among those that share task, length and given size.
 
-    One whose parameters cannot be counted is left as it is, and tells why when it is its turn.
+    One whose parameters cannot be counted is left as it is, and tells why when it is its turn. So is one that times
+    kernels only: a layer alone is compared at one width.
     """
     from arch_bench.match import n_params
 
     budgets: dict[str, int] = {}
     found = []
     for cell in cells:
-        if cell.match.params is not None:
+        if cell.match.params is not None or cell.phases == ["kernels"]:
             found.append(cell)
             continue
         rivals = json.dumps([cell.task, cell.d_model, cell.n_layers], sort_keys=True)

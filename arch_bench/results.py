@@ -153,7 +153,7 @@ _PHASE_SETTINGS = frozenset({"speed", "decode"})
 _WHICH_LENGTHS = frozenset({"lengths", "search_max_len"})
 
 
-_ADDED: dict[str, dict[str, Any]] = {"trainer": {"strategy": "single", "devices": 1}}
+ADDED: dict[str, dict[str, Any]] = {"trainer": {"strategy": "single", "devices": 1}}
 """Dials that came after rows were published, by group, with the values that leave everything as it was then: the key
 does not see those, and old rows keep theirs."""
 
@@ -161,7 +161,7 @@ does not see those, and old rows keep theirs."""
 def cell_key(config: dict[str, Any]) -> str:
     """Hash of what a cell is: its configuration without bookkeeping and without how a phase measures."""
     kept = {k: v for k, v in config.items() if k not in _BOOKKEEPING | _PHASE_SETTINGS}
-    for group, neutral in _ADDED.items():
+    for group, neutral in ADDED.items():
         kept[group] = {k: v for k, v in kept[group].items() if k not in neutral or v != neutral[k]}
     return digest(kept)
 

@@ -165,7 +165,8 @@ def test_each_contender_has_a_search_and_what_the_grid_tries_comes_first(tmp_pat
 
 def test_a_budget_holds_in_every_trial(tmp_path: Path) -> None:
     small = ["n_layers=1", "d_model=16", "task.vocab_size=64"]
-    rounds = drive(protocol({"backbone.d_conv": [0, 4]}, match=True, n_trials=2), cells(tmp_path, *small))
+    given = [*cells(tmp_path, *small), *cells(tmp_path, *small, "phases=[speed]")]
+    rounds = drive(protocol({"backbone.d_conv": [0, 4]}, match=True, n_trials=2), given)
     budgets = {cell.match.params for round_ in rounds for cell in round_.cells}
     assert len(budgets) == 1
     assert None not in budgets

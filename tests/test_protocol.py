@@ -110,11 +110,31 @@ def test_each_backbone_has_its_own_rate() -> None:
 
 def test_cells_that_train_nothing_are_as_they_are_given() -> None:
     timed = cell(HERE, lr=BASE, phases=["decode"])
-    rounds = played(fair(match=True), [timed, *seeds(0)], bowl(BASE))
+    rounds = played(fair(), [timed, *seeds(0)], bowl(BASE))
     assert timed not in rounds[0].cells
     assert rounds[-1].cells[0] == timed
     assert rounds[0].n_later == 2
     assert [each.cells for each in played(fair(), [timed], bowl(BASE))] == [[timed]]
+
+
+def test_what_is_timed_has_the_widths_of_what_is_scored_also_in_a_sweep_of_its_own() -> None:
+    names = "transformer", "lstm"
+
+    def budgets(*phases: str) -> set[tuple[str, int | None]]:
+        given = [cell(HERE, f"backbone={name}", lr=BASE, phases=[*phases]) for name in names]
+        rounds = played(fair(match=True), given, bowl(BASE))
+        return {(one.backbone_name, one.match.params) for round_ in rounds for one in round_.cells}
+
+    assert budgets("quality") == {(name, n_params(cell(HERE))) for name in names}
+    for phases in (["speed"], ["decode"], ["speed", "decode"], ["quality", "speed"]):
+        assert budgets(*phases) == budgets("quality")
+    assert budgets("kernels") == {(name, None) for name in names}, "a layer alone"
+
+
+def test_the_first_that_trains_sets_the_parameters_of_those_that_do_not() -> None:
+    timed, trained = cell(HERE, "backbone=lstm", lr=BASE, phases=["speed"]), cell(HERE, lr=BASE)
+    rounds = played(fair(match=True), [timed, trained], bowl(BASE))
+    assert {one.match.params for round_ in rounds for one in round_.cells} == {n_params(trained)}
 
 
 @pytest.mark.parametrize("status", ["crashed", "timeout", None])

@@ -173,7 +173,7 @@ def test_phase_settings_are_not_in_the_key_and_still_tell_timings_apart() -> Non
 
 def test_a_failed_cell_that_knows_only_the_type_of_its_device_joins_the_named_one() -> None:
     assert series([timing(), failure("mamba", "speed", 64, seed=1)]) == {"mamba"}
-    assert series([timing(), timing(device="GPU Y", seed=1)]) == {"mamba device=GPU X", "mamba device=GPU Y"}
+    assert series([score(), score(device="GPU Y", seed=1)]) == {"mamba device=GPU X", "mamba device=GPU Y"}
 
 
 def test_experiments_are_told_apart_only_where_they_measured_the_same() -> None:

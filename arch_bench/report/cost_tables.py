@@ -41,7 +41,7 @@ def crossovers(study: Study) -> Table | None:
          Cell(units.seeds(*each.n_seeds))]
         for each in found
     ]  # fmt: skip
-    columns = ["task", "batching", "in", "this one", "passes", "behind until", "ahead from", "lead", "seeds"]
+    columns = ["task", "batching", "device", "in", "this one", "passes", "behind until", "ahead from", "lead", "seeds"]
     note = "Ahead, or behind: by more than 5 %, and the spreads of the two (p10 to p90 of one seed, the interval over "
     note += "several) do not overlap. A crossover counts if the lead lasts through the longest length of both."
     return build("Crossovers", note, columns, lines)
@@ -64,7 +64,7 @@ def training(study: Study) -> Table | None:
             Cell(words(row.kernel for row in rows)), _steps(rows), span(rows, "n_params", units.count),
             *_seeds_and_doubts(rows, odd.get((group, length))),
         ])  # fmt: skip
-    columns = ["task", "batching", "length", "backbone", "batch", "tokens/s", "step ms", "forward ms"]
+    columns = ["task", "batching", "device", "length", "backbone", "batch", "tokens/s", "step ms", "forward ms"]
     columns += ["forward + backward ms", "peak memory", "activations", "TFLOP/s", "of matrix product", "MFU"]
     columns += ["mJ per token", "compile s", "warm-up s", "kernel", "step", "parameters", "seeds", "outlier"]
     note = "One optimiser step on one batch; brackets: p10 to p90 of one seed's steps, or the interval over seeds. "
@@ -90,9 +90,9 @@ def decoding(study: Study) -> Table | None:
             Cell(words(str(row.metrics.get("step_kernel", "")) for row in rows)),
             *_seeds_and_doubts(rows, odd.get((group, length))),
         ])  # fmt: skip
-    columns = ["task", "batching", "context", "backbone", "batch", "prefill ms", "ms per token", "p95", "eager ms"]
-    columns += ["step", "tokens/s", "state", "state elements", "GB/s", "of copy rate", "mJ per token", "peak memory"]
-    columns += ["prefill kernel", "step kernel", "seeds", "outlier"]
+    columns = ["task", "batching", "device", "context", "backbone", "batch", "prefill ms", "ms per token", "p95"]
+    columns += ["eager ms", "step", "tokens/s", "state", "state elements", "GB/s", "of copy rate", "mJ per token"]
+    columns += ["peak memory", "prefill kernel", "step kernel", "seeds", "outlier"]
     note = "A prompt in one pass, then one token at a time; the state is what is carried from token to token."
     return build("Decoding in numbers", note, columns, lines)
 
@@ -141,11 +141,11 @@ def _state(study: Study, group: Group) -> Cell:
 
 def _measured(kind: Kind, group: Group) -> str:
     """`training, batch 1`."""
-    return ", ".join(part for part in (PHASES[kind], facets.words(group.batching)) if part)
+    return ", ".join(part for part in (PHASES[kind], group.facet.conditions) if part)
 
 
 def _facet(group: Group) -> list[Cell]:
-    return [Cell(group.task), Cell(facets.words(group.batching))]
+    return [Cell(group.task), Cell(facets.words(group.batching)), Cell(group.device)]
 
 
 def _length(n_tokens: int) -> Cell:

@@ -67,14 +67,8 @@ def crossover(
 
 def is_like(study: Study, one: Group, other: Group) -> bool:
     """Whether two series are different backbones that share the value of every dial that both names show."""
-    backbones = [study.labels.backbone[group.series] for group in (one, other)]
-    dials = [dials_of(group.series) for group in (one, other)]
-    return backbones[0] != backbones[1] and all(dials[0][name] == dials[1][name] for name in dials[0].keys() & dials[1])
-
-
-def dials_of(series: str) -> dict[str, str]:
-    """The dials that the name of a series shows."""
-    return dict(part.split("=", 1) for part in series.split() if "=" in part)
+    backbone = study.labels.backbone
+    return backbone[one.series] != backbone[other.series] and study.labels.agree(one.series, other.series)
 
 
 def _contests(study: Study) -> list[tuple[Kind, Facet, Metric]]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from arch_bench.report import facets
+from arch_bench import results
+from arch_bench.report import devices, facets
 from arch_bench.results import Kind, Row
 
 Value = str | int | float | bool | None
-Identity = tuple[str, str, str, Kind, str]
-"""Key, backbone, task, kind, and the settings of the phase, the contender among kernels with them."""
+Identity = tuple[str, str, str, Kind, str, str, str]
+"""Key, backbone, task, kind, the settings of the phase with the contender among kernels, device and precision."""
 
 IDENTITY = {"name", "backbone_name", "task_name", "seq_len", "seed", "experiment"}
 """Columns of the row themselves."""
@@ -50,7 +51,9 @@ MATTERS_TO: dict[str, set[Kind]] = {
 """Groups of dials that change only some kinds of row; a learning rate does not split a timing."""
 RATE = "optim.lr"
 """What a scan tries several of: there it tells nothing apart."""
-NEVER_FOLLOWS = {"d_model", "n_layers", "precision", "kernel", "device"}
+CONDITIONS = {"device", "precision", "trainer.devices", "trainer.strategy"}
+"""Where and how cells run. Names tell these also where each backbone has one value and others have another."""
+NEVER_FOLLOWS = {"d_model", "n_layers", "kernel", *CONDITIONS}
 """These are a choice even if the rows show just one value per length; others may be a function of the length."""
 
 
@@ -62,6 +65,8 @@ class Labels:
     series: list[str] = field(default_factory=list)
     backbone: dict[str, str] = field(default_factory=dict)
     """Series -> backbone."""
+    shown: dict[str, dict[str, Value]] = field(default_factory=dict)
+    """Series -> the dials in its name."""
     dials: list[str] = field(default_factory=list)
     """The dials that the names show, in full."""
     subjects: list[str] = field(default_factory=list)
@@ -70,12 +75,25 @@ class Labels:
     """What is measured -> (task, series), or (subject, contender)."""
     ran: dict[tuple[Identity, int], str] = field(default_factory=dict)
     """What is measured, and its length -> how the step ran, where a series ran in several ways."""
+    devices: dict[str, str] = field(default_factory=dict)
+    """The names of devices, as `devices.known` finds them."""
+
+    def identity(self, row: Row) -> Identity:
+        return identity(row, self.devices)
+
+    def device(self, row: Row) -> str:
+        return devices.device(row, self.devices)
 
     def of(self, row: Row) -> tuple[str, str]:
         """(task, series) of a row; of kernels, (subject, contender)."""
-        task, series = self.names[this := identity(row)]
+        task, series = self.names[this := self.identity(row)]
         way = self.ran.get((this, row.seq_len))
         return task, f"{series} ({way})" if way else series
+
+    def agree(self, one: str, other: str) -> bool:
+        """Whether two series share the value of every dial that both names show."""
+        first, second = self.shown[one], self.shown[other]
+        return all(first[dial] == second[dial] for dial in first.keys() & second)
 
 
 class Place(NamedTuple):
@@ -89,10 +107,14 @@ class Place(NamedTuple):
     """Gives a row another panel, and so tells nothing apart within one."""
     contender: str
     """Empty for anything but kernels."""
+    device: str
+    """Of costs, likewise; empty for scores."""
 
 
 @dataclass(frozen=True)
-class _Cell:
+class Measured:
+    """A cell under one kind and its settings."""
+
     place: Place
     train_seq_len: int
     seed: int
@@ -102,31 +124,21 @@ class _Cell:
 def label(rows: Sequence[Row]) -> Labels:
     """Name every row: the backbone with the dials that tell its rows apart; dials of the task go to the task's name.
 
-    A dial counts when it takes several values within one (backbone, task). It is left out when its value follows
-    from the training length or from dials already named: d_head from d_model, a position table from the length.
+    A dial counts when it takes several values within one (backbone, task), one of `CONDITIONS` also when it does
+    between backbones. It is left out when its value follows from the training length or from dials already named:
+    d_head from d_model, a position table from the length.
     """
-    cells = _cells(rows)
-    labels = Labels(dials=_telling(list(cells.values())))
+    names = devices.known(rows)
+    cells = measured(rows, names)
+    labels = Labels(dials=_telling(list(cells.values())), devices=names)
     _name_models(labels, {this: cell for this, cell in cells.items() if cell.place.kind != "kernels"})
     _name_kernels(labels, {this: cell for this, cell in cells.items() if cell.place.kind == "kernels"})
     return labels
 
 
-def silent(rows: Sequence[Row], labels: Labels) -> dict[str, list[Value]]:
-    """Dials that differ within a (backbone, task) and that no name shows, with their values: disclosed, not drawn."""
-    shown = {_leaf(dial) for dial in labels.dials} | {"experiment"}
-    found: dict[str, dict[Value, None]] = {}
-    for group in _grouped(_cells(rows).values()):
-        for dial in sorted({dial for cell in group for dial in cell.dials}):
-            values = {cell.dials.get(dial) for cell in group}
-            if len(values) > 1 and _leaf(dial) not in shown:
-                found.setdefault(_leaf(dial), {}).update(dict.fromkeys(sorted(values, key=_sortable)))
-    return {dial: list(values) for dial, values in found.items()}
-
-
 def shared(rows: Sequence[Row]) -> dict[str, Value]:
     """Dials of the harness (not of one backbone or task) that have one value in every row."""
-    every = [cell.dials for cell in _cells(rows).values()]
+    every = [cell.dials for cell in measured(rows, devices.known(rows)).values()]
     names = {dial for dials in every for dial in dials if not dial.startswith(("backbone.", "task.", "experiment"))}
     values = {name: {dials[name] for dials in every if name in dials} for name in names}
     return {name: next(iter(values[name])) for name in sorted(values, key=_depth) if len(values[name]) == 1}
@@ -150,58 +162,49 @@ def show(value: Value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def identity(row: Row) -> Identity:
+def identity(row: Row, names: Mapping[str, str]) -> Identity:
     """What a row measures, its length aside; rows that share it are repeats of one measurement.
 
-    The key of a cell says nothing of how its phases were set (tokens per step, say), so those stand beside it.
+    The key of a cell says nothing of how its phases were set (tokens per step, say) and on which model of a device it
+    ran, so those stand beside it. names: those of `devices.known`.
     """
     settings = {name: value for name, value in facets.settings(row).items() if name not in EFFORT}
     contender = {"contender": row.kernel} if row.kind == "kernels" else {}
-    return row.key, row.backbone, row.task, row.kind, json.dumps(settings | contender, sort_keys=True)
+    phase = json.dumps(settings | contender, sort_keys=True)
+    return row.key, row.backbone, row.task, row.kind, phase, devices.device(row, names), row.precision
 
 
-def _cells(rows: Sequence[Row]) -> dict[Identity, _Cell]:
+def measured(rows: Sequence[Row], names: Mapping[str, str]) -> dict[Identity, Measured]:
     """One entry per cell, kind and settings; what ran (precision, device) stands in for what was asked (`auto`)."""
-    devices = _devices(rows)
-    cells: dict[Identity, _Cell] = {}
+    cells: dict[Identity, Measured] = {}
+    known = {f"{group}.{name}" for row in rows for group in results.ADDED for name in row.config.get(group, {})}
+    neutral = {dial: value for dial, value in flatten(results.ADDED).items() if dial in known}
     for row in rows:
-        if (this := identity(row)) not in cells:
-            asked = {dial: value for dial, value in flatten(row.config).items() if _is_dial(dial, row.kind)}
-            ran = {"precision": row.precision, "device": devices[row.key], "experiment": row.experiment}
+        if (this := identity(row, names)) not in cells:
+            config = neutral | flatten(row.config)
+            asked = {dial: value for dial, value in config.items() if _is_dial(dial, row.kind)}
+            place = _place(row, device := devices.device(row, names))
+            ran = {"precision": row.precision, "device": device, "experiment": row.experiment}
             dials = asked | {dial: value for dial, value in ran.items() if value}
-            cells[this] = _Cell(_place(row), row.train_seq_len, row.seed, dials)
+            cells[this] = Measured(place, row.train_seq_len, row.seed, dials)
     return cells
 
 
-def _place(row: Row) -> Place:
+def _place(row: Row, device: str) -> Place:
     task, contender = ("", row.kernel) if row.kind == "kernels" else (row.task, "")
-    return Place(row.backbone, task, row.kind, facets.batching(row), contender)
-
-
-def _devices(rows: Sequence[Row]) -> dict[str, str]:
-    """Key -> the device's name. A cell that failed knows just its type: it takes the one name known for that type."""
-    names: dict[str, str] = {}
-    by_type: dict[str, set[str]] = {}
-    for row in rows:
-        if row.device and row.device != (asked := str(row.config.get("device", ""))):
-            names[row.key] = row.device
-            by_type.setdefault(asked, set()).add(row.device)
-    for row in rows:
-        if row.key not in names:
-            known = by_type.get(row.device, set())
-            names[row.key] = next(iter(known)) if len(known) == 1 else row.device
-    return names
+    where = "" if row.kind in facets.TRAINED else device
+    return Place(row.backbone, task, row.kind, facets.batching(row), contender, where)
 
 
 def _is_dial(dial: str, kind: Kind) -> bool:
-    first, leaf = dial.partition(".")[0], _leaf(dial)
-    is_other = {first, leaf} & IDENTITY or first in HOUSEKEEPING or leaf in EFFORT or leaf == "_partial_"
-    is_asked = kind == "kernels" and leaf == "kernel"  # whichever was asked for, every one of them was timed
+    first, last = dial.partition(".")[0], leaf(dial)
+    is_other = {first, last} & IDENTITY or first in HOUSEKEEPING or last in EFFORT or last == "_partial_"
+    is_asked = kind == "kernels" and last == "kernel"  # whichever was asked for, every one of them was timed
     is_asked |= kind == "scan" and dial == RATE
     return not (is_other or is_asked) and kind in MATTERS_TO.get(dial, MATTERS_TO.get(first, {kind}))
 
 
-def _telling(cells: Sequence[_Cell]) -> list[str]:
+def _telling(cells: Sequence[Measured]) -> list[str]:
     """The fewest dials that tell cells of one place and training length apart, the shortest names first."""
     values: dict[str, set[Value]] = {}
     for cell in cells:
@@ -214,27 +217,23 @@ def _telling(cells: Sequence[_Cell]) -> list[str]:
     return kept
 
 
-def _refines(cells: Sequence[_Cell], kept: Sequence[str], dial: str) -> bool:
+def _refines(cells: Sequence[Measured], kept: Sequence[str], dial: str) -> bool:
     """Whether `dial` separates cells that the dials in `kept` leave together."""
     seen: dict[tuple[Any, ...], Value] = {}
+    is_condition = dial in CONDITIONS
+    kept = [name for name in kept if name in CONDITIONS] if is_condition else kept
     for cell in cells:
         if dial in cell.dials:
             length = 0 if dial in NEVER_FOLLOWS else cell.train_seq_len
             seed = cell.seed if dial == "experiment" else 0  # a second experiment may just add seeds
-            group = (cell.place, length, seed, *(cell.dials.get(name) for name in kept))
+            place = cell.place._replace(backbone="", contender="") if is_condition else cell.place
+            group = (place, length, seed, *(cell.dials.get(name) for name in kept))
             if seen.setdefault(group, cell.dials[dial]) != cell.dials[dial]:
                 return True
     return False
 
 
-def _grouped(cells: Iterable[_Cell]) -> list[list[_Cell]]:
-    groups: dict[Place, list[_Cell]] = {}
-    for cell in cells:
-        groups.setdefault(cell.place, []).append(cell)
-    return list(groups.values())
-
-
-def _name_models(labels: Labels, cells: Mapping[Identity, _Cell]) -> None:
+def _name_models(labels: Labels, cells: Mapping[Identity, Measured]) -> None:
     tasks: dict[tuple[Any, ...], str] = {}
     series: dict[tuple[Any, ...], tuple[str, str]] = {}
     for this, cell in cells.items():
@@ -242,13 +241,14 @@ def _name_models(labels: Labels, cells: Mapping[Identity, _Cell]) -> None:
         order, name = _name(cell, cell.place.backbone, labels.dials)
         tasks[task_order] = task
         series[order] = (name, cell.place.backbone)
+        labels.shown[name] = {dial: cell.dials[dial] for dial, _ in order[1:]}
         labels.names[this] = (task, name)
     labels.tasks = list(dict.fromkeys(tasks[order] for order in sorted(tasks)))
     labels.backbone = {name: backbone for _, (name, backbone) in sorted(series.items())}
     labels.series = list(labels.backbone)
 
 
-def _name_kernels(labels: Labels, cells: Mapping[Identity, _Cell]) -> None:
+def _name_kernels(labels: Labels, cells: Mapping[Identity, Measured]) -> None:
     subjects: dict[tuple[Any, ...], str] = {}
     for this, cell in cells.items():
         order, name = _name(cell, cell.place.backbone, labels.dials)
@@ -257,15 +257,17 @@ def _name_kernels(labels: Labels, cells: Mapping[Identity, _Cell]) -> None:
     labels.subjects = [subjects[order] for order in sorted(subjects)]
 
 
-def _name(cell: _Cell, base: str, dials: Sequence[str], is_task: bool = False) -> tuple[tuple[Any, ...], str]:
+def _name(cell: Measured, base: str, dials: Sequence[str], is_task: bool = False) -> tuple[tuple[Any, ...], str]:
     """(sort key, name) of a base and those of the dials that are the task's, or are not, and that the cell has."""
-    leaves = [_leaf(dial) for dial in dials]
+    leaves = [leaf(dial) for dial in dials]
     present = [dial for dial in dials if dial in cell.dials and dial.startswith("task.") == is_task]
-    parts = [f"{_leaf(dial) if leaves.count(_leaf(dial)) == 1 else dial}={show(cell.dials[dial])}" for dial in present]
-    return (base, *((dial, _sortable(cell.dials[dial])) for dial in present)), " ".join([base, *parts])
+    if cell.place.device and "device" in present:
+        present.remove("device")  # a panel of its own says it
+    parts = [f"{leaf(dial) if leaves.count(leaf(dial)) == 1 else dial}={show(cell.dials[dial])}" for dial in present]
+    return (base, *((dial, sortable(cell.dials[dial])) for dial in present)), " ".join([base, *parts])
 
 
-def _leaf(dial: str) -> str:
+def leaf(dial: str) -> str:
     return dial.rpartition(".")[2]
 
 
@@ -273,6 +275,6 @@ def _depth(dial: str) -> tuple[int, str]:
     return dial.count("."), dial
 
 
-def _sortable(value: Value) -> tuple[bool, float, str]:
+def sortable(value: Value) -> tuple[bool, float, str]:
     is_number = isinstance(value, int | float)
     return not is_number, float(value) if isinstance(value, int | float) else 0.0, str(value)

@@ -1,4 +1,4 @@
-"""What gives rows a panel of their own: the task, and the policy that sets the batch of a timing."""
+"""What gives rows a panel of their own: the task; of a timing, the policy that sets its batch, and the device."""
 
 from __future__ import annotations
 
@@ -22,11 +22,18 @@ class Facet(NamedTuple):
     """Of kernels, the backbone that they are for: they run alone, without a task."""
     batching: str = ""
     """Empty for scores, and for rows from before the policy had a name."""
+    device: str = ""
+    """Of costs, where they were measured on several."""
 
     @property
     def title(self) -> str:
         """`mqar, batch 1`."""
-        return ", ".join(part for part in (self.task, words(self.batching)) if part)
+        return ", ".join(part for part in (self.task, self.conditions) if part)
+
+    @property
+    def conditions(self) -> str:
+        """`batch 1, NVIDIA H200`."""
+        return ", ".join(part for part in (words(self.batching), self.device) if part)
 
 
 def settings(row: Row) -> dict[str, Any]:

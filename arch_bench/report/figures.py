@@ -124,8 +124,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
 
 
 def title(shown: Panel | Ranking) -> str:
-    """In two lines where the batch policy makes it long."""
-    space = "\n" if shown.facet.batching else " "
+    """In two lines where the conditions of a cost make it long."""
+    space = "\n" if shown.facet.conditions else " "
     return f"{shown.facet.title}:{space}{shown.metric.title}"
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from arch_bench.report import facets, growth, learning_rates, metrics, pairs, picks, reach, standings, units
-from arch_bench.report.crossovers import dials_of
+from arch_bench.report.dials import Value
 from arch_bench.report.facets import Facet
 from arch_bench.report.metrics import Metric
 from arch_bench.report.standings import Entry, behind, words
@@ -44,7 +44,7 @@ def _training(study: Study) -> str:
         return ""
     first, second, *rest = contest.entries
     sizes = {number(row, "batch_size") for row in _rows_of(study, contest, metric)}
-    caution = ", at different batch sizes" if len(sizes) > 1 else ""
+    caution = _sizes(study, contest, metric) + (", at different batch sizes" if len(sizes) > 1 else "")
     text = f"At {units.tokens(contest.length)} ({contest.facet.title}, {behind(contest.entries)}{caution}), "
     if first.point.is_level(second.point):
         text += f"{first.series} and {second.series} train about equally fast ({_rates(first, second)})"
@@ -61,9 +61,8 @@ def _decoding(study: Study) -> str:
     if not contest:
         return ""
     first, second, *_ = contest.entries
-    text = (
-        f"Decoding at a context of {units.tokens(contest.length)} ({contest.facet.title}, {behind(contest.entries)}), "
-    )
+    basis = behind(contest.entries) + _sizes(study, contest, metrics.MS_PER_TOKEN)
+    text = f"Decoding at a context of {units.tokens(contest.length)} ({contest.facet.title}, {basis}), "
     if first.point.is_level(second.point):
         text += f"{first.series} and {second.series} are level at {_ms(first)}"
     else:
@@ -100,17 +99,17 @@ def _longest_contest(study: Study, metric: Metric) -> Contest | None:
     for facet in study.facets(metric.kind):
         lengths = {length for points in study.of(facet, metric).values() for length in points}
         for length in lengths if facet.batching != facets.LARGEST else ():
-            for entries in _alike(_entries(study, facet, length, metric)):
+            for entries in _alike(study, _entries(study, facet, length, metric)):
                 if len(entries) > 1:
                     found.append(Contest(facet, length, entries))
     return max(found, key=lambda contest: (contest.length, len(contest.entries)), default=None)
 
 
-def _alike(entries: list[Entry]) -> list[list[Entry]]:
+def _alike(study: Study, entries: list[Entry]) -> list[list[Entry]]:
     """Apart where a dial that all names show differs, if that leaves pairs: a small model is no rival of a big one."""
-    dials = [dials_of(entry.series) for entry in entries]
+    dials = [study.labels.shown[entry.series] for entry in entries]
     shared = set.intersection(*map(set, dials)) if dials else set()
-    apart: dict[tuple[str, ...], list[Entry]] = {}
+    apart: dict[tuple[Value, ...], list[Entry]] = {}
     for entry, of in zip(entries, dials, strict=True):
         apart.setdefault(tuple(of[name] for name in sorted(shared)), []).append(entry)
     return [*apart.values()] if any(len(some) > 1 for some in apart.values()) else [entries]
@@ -121,8 +120,19 @@ def _entries(study: Study, facet: Facet, length: int, metric: Metric) -> list[En
     return sorted(found, key=lambda entry: -metric.sign * entry.point.value)
 
 
+def _sizes(study: Study, contest: Contest, metric: Metric) -> str:
+    """`, with 2 to 8 layers`: what makes a contest uneven, but for widths that match parameters."""
+    rows = _rows_of(study, contest, metric)
+    layers: set[int] = {row.config["n_layers"] for row in rows if "n_layers" in row.config}
+    widths: set[int] = {row.config["d_model"] for row in rows if not row.config.get("match", {}).get("params")}
+    parts = [f"with {min(layers)} to {max(layers)} layers"] if len(layers) > 1 else []
+    parts += [f"d_model {min(widths)} to {max(widths)}"] if len(widths) > 1 else []
+    return "".join(f", {part}" for part in parts)
+
+
 def _rows_of(study: Study, contest: Contest, metric: Metric) -> list[Row]:
-    groups = study.groups(metric.kind, contest.facet)
+    series = {entry.series for entry in contest.entries}
+    groups = [group for group in study.groups(metric.kind, contest.facet) if group.series in series]
     return [row for group in groups for row in study.at(metric.kind, group, contest.length) if row.status == "ok"]
 
 

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from arch_bench.report import facets, metrics, units
-from arch_bench.report.crossovers import dials_of
+from arch_bench.report import dials, facets, metrics, units
+from arch_bench.report.dials import Value
 from arch_bench.report.facets import Facet
 from arch_bench.report.metrics import Metric
-from arch_bench.report.study import Group, Point, Study
+from arch_bench.report.study import Group, Point, Study, number
 from arch_bench.report.tables import Cell, Table, build, words
+from arch_bench.results import Kind, Row
 
 COSTS = {
     metrics.STATE: "state of a sequence",
@@ -22,7 +23,8 @@ COSTS = {
 """What scores are held against -> what it is called."""
 NOTE = (
     "On a front: no other has both a better score and a lower cost (more tokens/s), by their means; where intervals "
-    "overlap, a front may be chance. A cost is that of the same backbone at the measured length nearest to training."
+    "overlap, a front may be chance. A cost is that of the same model (backbone, parameters, precision) at the "
+    "measured length nearest to training."
 )
 
 
@@ -44,7 +46,8 @@ class Front(NamedTuple):
     score: Metric
     length: int
     """At which the cost was measured."""
-    batching: str
+    priced: Facet
+    """Of the cost."""
     rivals: list[Rival]
     """All that have both, the best score first."""
     without: list[Group]
@@ -58,8 +61,9 @@ class Front(NamedTuple):
     @property
     def title(self) -> str:
         """`peak memory, training, at 256 tokens, batch 1`."""
-        policy = "" if self.metric is metrics.STATE else facets.words(self.batching)  # a state is that of one sequence
-        parts = (COSTS[self.metric], f"at {units.tokens(self.length)}", policy)
+        is_state = self.metric is metrics.STATE  # which is that of one sequence
+        conditions = self.priced.device if is_state else self.priced.conditions
+        parts = (COSTS[self.metric], f"at {units.tokens(self.length)}", conditions)
         return ", ".join(part for part in parts if part)
 
 
@@ -96,40 +100,79 @@ def numbers(study: Study) -> Table | None:
 
 
 def _front(study: Study, facet: Facet, trained: int, cost: Metric) -> Front | None:
-    """At the nearest length that at least two have, under the first batch policy that has one."""
+    """Under the first batch policy that has one, on the device where most have both."""
     metric = study.headline(facet.task)
     scored = {group: of[trained] for group, of in study.of(facet, metric).items() if group.train_seq_len == trained
               and trained in of}  # fmt: skip
-    for priced in study.facets(cost.kind):
-        if priced.task != facet.task:
-            continue
-        prices = {group: found for group in scored if (found := _prices(study, group, priced, cost))}
-        lengths = [length for of in prices.values() for length in of]
-        shared = [length for length in set(lengths) if lengths.count(length) > 1]
-        if shared:
-            length = min(shared, key=lambda n: (abs(math.log2(n / trained)), -n))
-            rivals = [Rival(group, scored[group], of[length]) for group, of in prices.items() if length in of]
-            rivals.sort(key=lambda rival: -metric.sign * rival.score.value)
-            without = [group for group in scored if length not in prices.get(group, {})]
-            return Front(facet, trained, cost, metric, length, priced.batching, rivals, without)
-    return None
+    every = [_priced(study, scored, priced, cost) for priced in study.facets(cost.kind) if priced.task == facet.task]
+    found = [each for each in every if each]
+    return min(found, key=lambda each: (facets.place(each.priced.batching), -len(each.rivals)), default=None)
+
+
+def _priced(study: Study, scored: Mapping[Group, Point], priced: Facet, cost: Metric) -> Front | None:
+    """At the nearest length that at least two have."""
+    prices = {group: found for group in scored if (found := _prices(study, group, priced, cost))}
+    lengths = [length for of in prices.values() for length in of]
+    shared = [length for length in set(lengths) if lengths.count(length) > 1]
+    if not shared:
+        return None
+    task, trained = priced.task, next(iter(scored)).train_seq_len
+    metric = study.headline(task)
+    length = min(shared, key=lambda n: (abs(math.log2(n / trained)), -n))
+    rivals = [Rival(group, scored[group], of[length]) for group, of in prices.items() if length in of]
+    rivals.sort(key=lambda rival: -metric.sign * rival.score.value)
+    without = [group for group in scored if length not in prices.get(group, {})]
+    return Front(Facet(task), trained, cost, metric, length, priced, rivals, without)
 
 
 def _prices(study: Study, scored: Group, priced: Facet, cost: Metric) -> Mapping[int, Point]:
     """Of the one cost series that is the same contender; of several, that which ran as the training did."""
-    of = study.of(priced, cost)
-    same = [group for group in of if _is_same(study, scored, group)]
+    rows = _ended(study, "quality", scored, scored.train_seq_len)
+    same: dict[Group, dict[int, Point]] = {}
+    for group, points in study.of(priced, cost).items():
+        kept = {n: point for n, point in points.items() if _is_one_model(rows, _ended(study, cost.kind, group, n))}
+        if kept and _is_same(study, scored, group):
+            same[group] = kept
     if len(same) > 1:
-        ran = words(str(row.metrics.get("step", "")) for row in study.at("quality", scored, scored.train_seq_len))
-        same = [group for group in same if group.series.endswith(f"({ran})")]
-    return of[same[0]] if len(same) == 1 else {}
+        ran = words(str(row.metrics.get("step", "")) for row in rows)
+        same = {group: of for group, of in same.items() if group.series.endswith(f"({ran})")}
+    return next(iter(same.values())) if len(same) == 1 else {}
+
+
+def _ended(study: Study, kind: Kind, group: Group, length: int) -> list[Row]:
+    return [row for row in study.at(kind, group, length) if row.status == "ok"]
 
 
 def _is_same(study: Study, one: Group, other: Group) -> bool:
     """Whether two series are one backbone, with the same value of each dial that both names show."""
-    dials = dials_of(one.series), dials_of(other.series)
-    agree = all(dials[0][name] == dials[1][name] for name in dials[0].keys() & dials[1])
-    return agree and study.labels.backbone[one.series] == study.labels.backbone[other.series]
+    backbone = study.labels.backbone
+    return backbone[one.series] == backbone[other.series] and study.labels.agree(one.series, other.series)
+
+
+def _is_one_model(scored: Sequence[Row], timed: Sequence[Row]) -> bool:
+    """Whether what was scored is what was timed, also by what no name shows: a dial may differ between the two only.
+
+    A learned table of positions is as long as what is measured.
+    """
+    sizes = [{number(row, "n_params") for row in rows} - {None} for rows in (scored, timed)]
+    has_table = any(_build(row).get("backbone.positions") == "learned" for row in timed[:1])
+    is_sized = sizes[0] == sizes[1] or not all(sizes) or has_table
+    return is_sized and all(_is_built_alike(one, other) for one in scored[:1] for other in timed[:1])
+
+
+def _is_built_alike(one: Row, other: Row) -> bool:
+    """By the dials that both have; many of a backbone's may follow from the training length."""
+    first, second = _build(one), _build(other)
+    names = first.keys() & second
+    if one.train_seq_len != other.train_seq_len:
+        names = {name for name in names if not name.startswith("backbone.")}
+    return all(first[name] == second[name] for name in names)
+
+
+def _build(row: Row) -> dict[str, Value]:
+    """Without what the same model may be run by."""
+    every = dials.flatten({name: row.config.get(name) for name in ("d_model", "n_layers", "backbone")})
+    return {name: value for name, value in every.items() if dials.leaf(name) != "kernel"} | {"precision": row.precision}
 
 
 def _dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:

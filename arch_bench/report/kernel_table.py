@@ -6,8 +6,9 @@ from arch_bench.report import contenders, facets, metrics, outliers, units
 from arch_bench.report.study import Group, Study, number
 from arch_bench.report.tables import NOTHING, Cell, Table, at_point, average, build, n_seeds, span, words
 
-COLUMNS = ["backbone", "batching", "length", "kernel", "batch", "forward ms", "forward + backward ms", "of fastest"]
-COLUMNS += ["of bare call", "peak memory", "activations", "role", "gate error", "step", "seeds", "outlier"]
+COLUMNS = ["backbone", "batching", "device", "length", "kernel", "batch", "forward ms", "forward + backward ms"]
+COLUMNS += ["of fastest", "of bare call", "peak memory", "activations", "role", "gate error", "step", "seeds"]
+COLUMNS += ["outlier"]
 
 
 def numbers(study: Study) -> Table | None:
@@ -20,7 +21,7 @@ def numbers(study: Study) -> Table | None:
         doubt = odd.get((group, length))
         lines.append([
             Cell(group.task), Cell(facets.words(group.batching)) if is_split else NOTHING,
-            Cell(f"{length:,}", length), Cell(group.series), span(rows, "batch_size", units.plain),
+            Cell(group.device), Cell(f"{length:,}", length), Cell(group.series), span(rows, "batch_size", units.plain),
             at_point(study, metrics.KERNEL_FORWARD, group, length), at_point(study, metrics.KERNEL, group, length),
             _times(contenders.of_fastest(study, group, length)), _times(contenders.of_bare(study, group, length)),
             average(rows, "peak_mem_bytes", units.size), average(rows, "activation_bytes", units.size),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from arch_bench.report import contenders, facets, metrics, units
+from arch_bench.report import contenders, metrics, units
 from arch_bench.report.facets import Facet
 from arch_bench.report.study import Group, Point, Study
 from arch_bench.report.tables import words
@@ -169,13 +169,13 @@ def _compared(factor: float, bare: str) -> str:
 
 
 def _where(place: Facet, places: Sequence[Facet]) -> str:
-    """`mamba (batch 1)`; the batch policy only if it is not that of all."""
-    policies = {each.batching for each in places}
-    return f"{place.task} ({facets.words(place.batching)})" if len(policies) > 1 else place.task
+    """`mamba (batch 1)`; the conditions only if they are not those of all."""
+    conditions = {each.conditions for each in places}
+    return f"{place.task} ({place.conditions})" if len(conditions) > 1 else place.task
 
 
 def _basis(places: Sequence[Facet], n_seeds: Sequence[int]) -> str:
-    """`batch 1, 3 seeds`; the batch policy if it is that of all."""
-    policies = {facets.words(each.batching) for each in places}
-    policy = policies.pop() if len(policies) == 1 else ""
-    return ", ".join(part for part in (policy, units.seeds(*n_seeds)) if part)
+    """`batch 1, 3 seeds`; the conditions if they are those of all."""
+    conditions = {each.conditions for each in places}
+    shared = conditions.pop() if len(conditions) == 1 else ""
+    return ", ".join(part for part in (shared, units.seeds(*n_seeds)) if part)

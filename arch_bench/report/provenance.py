@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from arch_bench.report import dials, outliers, scaling, units
+from arch_bench.report import dials, differences, outliers, scaling
 from arch_bench.report.study import N_RESAMPLES, Study
 
 METHOD = (
@@ -20,16 +20,16 @@ METHOD = (
     "A learning rate is chosen by the lowest validation loss of a scan, and other dials by that of a search; "
     "the test split has no part in it.",
     "Dashed lines are what guessing scores, by the name of the guess.",
-    "Costs are compared only under one batch policy. L^ stands for the exponent that a cost grows with: the "
-    f"least-squares slope of its logarithm over that of the length, at the {scaling.N_LENGTHS} longest lengths that "
-    "share a batch size, over all processes' values; the interval is Student's t on the residuals.",
+    "Costs are compared only under one batch policy and on one device. L^ stands for the exponent that a cost grows "
+    f"with: the least-squares slope of its logarithm over that of the length, at the {scaling.N_LENGTHS} longest "
+    "lengths that share a batch size, over all processes' values; the interval is Student's t on the residuals.",
     "A crossover is the first length from which on one series is ahead of another that was ahead of it, beyond the "
     "spread of both.",
     f"A timing more than {outliers.OFF:g}x off the line between its neighbours (a bend from fixed to quadratic cost "
     f"allowed for), or with a backward over {outliers.BACKWARD:g}x its forward, is flagged as an outlier and kept.",
     "Kernels are timed as one layer alone, each in a process of its own. A bare call is a library's own layer, or its "
     "function between the same projections.",
-    "Of rows measured twice (same configuration, kind and length) the newest counts.",
+    "Of rows measured twice (same configuration, kind, length and device) the newest counts.",
 )
 
 
@@ -50,7 +50,7 @@ def provenance(study: Study) -> list[tuple[str, str]]:
         ("kernels", _joined(f"{row.backbone}: {row.kernel}" for row in rows if row.kernel and row.kind != "kernels")),
         ("seeds", ", ".join(str(seed) for seed in sorted({row.seed for row in rows}))),
         ("the same in every cell", _same(study)),
-        ("differs, but is not in the names", _silent(study)),
+        ("differs, but is not in the names", differences.told(study.rows, study.labels)),
     ]
     return [(name, value) for name, value in facts if value]
 
@@ -61,16 +61,6 @@ def _commit(commit: str, dirty: bool) -> str:
 
 def _same(study: Study) -> str:
     return ", ".join(f"{dial} {dials.show(value)}" for dial, value in dials.shared(study.rows).items())
-
-
-def _silent(study: Study) -> str:
-    """What follows from the length or from a dial in the names."""
-    found = dials.silent(study.rows, study.labels)
-    return ", ".join(f"{dial} ({_few([dials.show(value) for value in values])})" for dial, values in found.items())
-
-
-def _few(values: list[str]) -> str:
-    return ", ".join(values) if len(values) <= 6 else f"{values[0]} to {values[-1]}, {units.count(len(values))} values"
 
 
 def _joined(words: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from arch_bench.report import dials, metrics
+from arch_bench.report import devices, dials, metrics
 from arch_bench.report.metrics import Metric
 from arch_bench.report.study import Study, number
 from arch_bench.report.tables import NOTHING, Cell, Table, build
@@ -52,11 +52,13 @@ class Search(NamedTuple):
 
 def searches(study: Study) -> list[Search]:
     """By task, backbone and length."""
-    found: dict[str, list[Row]] = {}
+    found: dict[tuple[str, str], list[Row]] = {}
+    names = devices.known(study.trials)
     for row in study.trials:
-        found.setdefault(row.config["trial"]["study"], []).append(row)
-    labels = dials.label([_common(rows) for rows in found.values()])
-    every = [_search(rows, *labels.of(rows[0])) for rows in found.values()]
+        found.setdefault((row.config["trial"]["study"], devices.device(row, names)), []).append(row)
+    commons = [_common(rows) for rows in found.values()]
+    labels = dials.label(commons)
+    every = [_search(rows, *labels.of(common)) for rows, common in zip(found.values(), commons, strict=True)]
     return sorted(every, key=lambda search: (search.task, search.series, search.train_seq_len))
 
 

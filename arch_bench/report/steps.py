@@ -5,29 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from arch_bench.report import dials, facets
+from arch_bench.report import facets
 from arch_bench.report.dials import Labels
 from arch_bench.results import Kind, Row
 
 
 def take_apart(labels: Labels, rows: Sequence[Row]) -> None:
     """Let the names of a series' timings say how the step ran, if it ran in several ways."""
-    by_series: dict[tuple[Kind, str, str], list[Row]] = {}
+    by_series: dict[tuple[Kind, str, str, str], list[Row]] = {}
     for row in rows:
         if row.kind not in facets.TRAINED:
             subject, series = labels.of(row) if row.kind == "kernels" else ("", labels.of(row)[1])
-            by_series.setdefault((row.kind, subject, series), []).append(row)
+            by_series.setdefault((row.kind, subject, series, labels.device(row)), []).append(row)
     split: dict[str, set[str]] = {}
-    for (kind, _, series), found in by_series.items():
+    for (kind, _, series, _), found in by_series.items():
         if len(ways := {_ran(row) for row in found} - {""}) > 1:
             if kind != "kernels":  # a contender is in no list of series
                 split.setdefault(series, set()).update(ways)
-            labels.ran |= {(dials.identity(row), row.seq_len): _way(row, found, labels) for row in found}
+            labels.ran |= {(labels.identity(row), row.seq_len): _way(row, found, labels) for row in found}
     labels.backbone = {
         name: backbone
         for series, backbone in labels.backbone.items()
         for name in (series, *(f"{series} ({way})" for way in sorted(split.get(series, ()))))
     }
+    labels.shown |= {f"{series} ({way})": labels.shown[series] for series, ways in split.items() for way in ways}
     labels.series = list(labels.backbone)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 
-from arch_bench.report import dials, facets, metrics, steps, style
+from arch_bench.report import devices, dials, facets, metrics, steps, style
 from arch_bench.report.facets import Facet
 from arch_bench.report.metrics import Metric
 from arch_bench.results import Kind, Row
@@ -50,10 +50,12 @@ class Group(NamedTuple):
     """0 for costs, which do not depend on the length of training."""
     batching: str = ""
     """The policy that sets the batch of a cost."""
+    device: str = ""
+    """Of a cost, where costs were measured on several."""
 
     @property
     def facet(self) -> Facet:
-        return Facet(self.task, self.batching)
+        return Facet(self.task, self.batching, self.device)
 
 
 class Study:
@@ -64,12 +66,11 @@ class Study:
         """Trials of searches are too many, and too different, to be contenders."""
         self.labels = dials.label(self.rows)
         steps.take_apart(self.labels, self.rows)
+        places = {self.labels.device(row) for row in self.rows if row.kind not in facets.TRAINED}
+        self._has_devices = len(places) > 1
         self.index: dict[Kind, dict[Group, dict[int, list[Row]]]] = {kind: {} for kind in get_args(Kind)}
         for row in self.rows:
-            task, series = self.labels.of(row)
-            is_cost = row.kind not in facets.TRAINED
-            group = Group(task, series, 0 if is_cost else row.train_seq_len, facets.batching(row) if is_cost else "")
-            self.index[row.kind].setdefault(group, {}).setdefault(row.seq_len, []).append(row)
+            self.index[row.kind].setdefault(self.group(row), {}).setdefault(row.seq_len, []).append(row)
         self._points: dict[Metric, dict[Group, dict[int, Point]]] = {}
         self._baselines: dict[str, dict[str, dict[int, float]]] = {}
 
@@ -78,15 +79,22 @@ class Study:
         """Trials too."""
         return self.rows + self.trials
 
+    def group(self, row: Row) -> Group:
+        task, series = self.labels.of(row)
+        if row.kind in facets.TRAINED:
+            return Group(task, series, row.train_seq_len)
+        return Group(task, series, 0, facets.batching(row), self.labels.device(row) if self._has_devices else "")
+
     def groups(self, kind: Kind, facet: Facet | None = None) -> list[Group]:
-        """In reading order: by task, batch policy, series, training length; contenders by name."""
+        """In reading order: by task, batch policy, device, series, training length; contenders by name."""
         listed = self.labels.tasks, self.labels.series
         if kind == "kernels":
             listed = self.labels.subjects, sorted({group.series for group in self.index[kind]})
         tasks, series = ({name: place for place, name in enumerate(names)} for names in listed)
 
         def order(group: Group) -> tuple[object, ...]:
-            return tasks[group.task], facets.place(group.batching), series[group.series], group.train_seq_len
+            facet = tasks[group.task], facets.place(group.batching), group.device
+            return *facet, series[group.series], group.train_seq_len
 
         return sorted((group for group in self.index[kind] if facet in (None, group.facet)), key=order)
 
@@ -156,7 +164,9 @@ class Study:
 
 def newest(rows: Iterable[Row]) -> list[Row]:
     """One row per measurement and length: a repeated one replaces the older one."""
-    kept = {(*dials.identity(row), row.seq_len): row for row in sorted(rows, key=lambda row: row.created_at)}
+    ordered = sorted(rows, key=lambda row: row.created_at)
+    names = devices.known(ordered)
+    kept = {(*dials.identity(row, names), row.seq_len): row for row in ordered}
     return list(kept.values())
 
 

@@ -103,7 +103,7 @@ def failures(study: Study) -> Table | None:
         [*map(Cell, names), Cell(f"{length:,}", length), Cell(status), Cell(_numbers(seeds)), Cell(reason)]
         for (names, length, status, reason), seeds in sorted(found.items())
     ]
-    columns = ["kind", "task", "batching", "backbone", "kernel", "length", "status", "seeds", "reason"]
+    columns = ["kind", "task", "batching", "device", "backbone", "kernel", "length", "status", "seeds", "reason"]
     return build("Without a result", "Crosses in the figures; in a ranking, words beside the name.", columns, lines)
 
 
@@ -113,12 +113,12 @@ def _brief(row: Row) -> str:
 
 
 def _failed(study: Study, row: Row) -> tuple[str, ...]:
-    """Kind, task, batching, backbone and kernel; kernels have no task, and others have none once they have failed."""
-    policy, names = facets.words(facets.batching(row)), study.labels.of(row)
+    """Kind, task, batching, device, backbone and kernel; kernels have no task, others have none once they failed."""
+    policy, group = facets.words(facets.batching(row)), study.group(row)
     if row.kind == "kernels":
-        return row.kind, "", policy, *names
+        return row.kind, "", policy, group.device, group.task, group.series
     rate = f" lr={dials.show(row.config['optim']['lr'])}" if row.kind == "scan" else ""
-    return row.kind, names[0], policy, names[1] + rate, ""
+    return row.kind, group.task, policy, group.device, group.series + rate, ""
 
 
 def text(metric: Metric, point: Point) -> str:

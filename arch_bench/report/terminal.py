@@ -77,16 +77,20 @@ def _costs(study: Study) -> str:
             place = group if is_split else group._replace(batching="")
             places.setdefault(place, {})[kind] = group
     tasks, series = study.labels.tasks, study.labels.series
-    order = {each: (tasks.index(each.task), series.index(each.series), facets.place(each.batching)) for each in places}
-    groups = sorted(places, key=lambda each: order[each])
-    header = ["batching", "length", "tok/s", "peak memory", "context", "ms/token", "state", "not ok"]
-    return _table("costs", header, groups, [_cost_line(study, each.batching, places[each]) for each in groups])
+
+    def order(each: Group) -> tuple[object, ...]:
+        return tasks.index(each.task), series.index(each.series), facets.place(each.batching), each.device
+
+    groups = sorted(places, key=order)
+    header = ["batching", "device", "length", "tok/s", "peak memory", "context", "ms/token", "state", "not ok"]
+    return _table("costs", header, groups, [_cost_line(study, each, places[each]) for each in groups])
 
 
-def _cost_line(study: Study, policy: str, of_kind: Mapping[Kind, Group]) -> list[str]:
+def _cost_line(study: Study, place: Group, of_kind: Mapping[Kind, Group]) -> list[str]:
     trouble = [text for kind, group in of_kind.items() if (text := _trouble(study, kind, group))]
     return [
-        facets.words(policy).removesuffix(" per step"),
+        facets.words(place.batching).removesuffix(" per step"),
+        place.device,
         *_at_longest(study, of_kind.get("speed"), (metrics.TOKENS_PER_S, metrics.PEAK_MEMORY)),
         *_at_longest(study, of_kind.get("decode"), (metrics.MS_PER_TOKEN, metrics.STATE)),
         "; ".join(dict.fromkeys(trouble)),
