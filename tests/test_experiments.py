@@ -62,10 +62,10 @@ PLANS = {
     "kernels": "12 cells, 0 done, 12 to run",
     "mqar_lengths": "learning rates, by validation: 56 cells, 0 done, 56 to run; then 24 more",
     "mqar_zoology": "learning rates, by validation: 96 cells, 0 done, 96 to run; then 72 more",
-    "needle_depths": "learning rates, by validation: 8 cells, 0 done, 8 to run; then 12 more",
+    "needle_depths": "learning rates, by validation: 12 cells, 0 done, 12 to run; then 12 more",
     "parity_lengths": "learning rates, by validation: 6 cells, 0 done, 6 to run; then 6 more",
     "quickstart": "12 cells, 0 done, 12 to run",
-    "selective_copying": "learning rates, by validation: 4 cells, 0 done, 4 to run; then 6 more",
+    "selective_copying": "learning rates, by validation: 6 cells, 0 done, 6 to run; then 6 more",
     "string_copy_lengths": "learning rates, by validation: 12 cells, 0 done, 12 to run; then 12 more",
     "text_bits": "learning rates, by validation: 12 cells, 0 done, 12 to run; then 12 more",
 }
