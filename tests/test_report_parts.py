@@ -46,6 +46,20 @@ def test_seeds_are_averaged_and_what_failed_is_left_blank() -> None:
     assert found.values == [[pytest.approx(0.4), None], [None, 0.5]]
 
 
+def test_generated_answers_are_what_a_map_shows_where_there_are_any() -> None:
+    """What is given token by token is half right without the needle."""
+    rows = [
+        parts("mamba", 64, {"depth_0.5": 0.5}),
+        row("mamba", "quality", 64, task="needle", seed=1, metrics={"generated_sequence_accuracy/depth_0.5": 0.1}),
+    ]
+    ((found,),) = heat_maps.maps(Study(rows))
+    assert (found.metric, found.values) == (metrics.GENERATED, [[0.1]])
+    table = heat_maps.numbers(Study(rows))
+    assert table is not None
+    assert "generated answers, exact match" in table.note
+    assert table.rows[0][4].text == "10.0 %"
+
+
 def test_the_means_of_a_map_stand_in_a_table_with_their_intervals() -> None:
     rows = [parts("mamba", 64, {"depth_0.5": 0.2}), parts("mamba", 64, {"depth_0.5": 0.6}, seed=1)]
     table = heat_maps.numbers(Study(rows))

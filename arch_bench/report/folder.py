@@ -64,7 +64,7 @@ RANKED = {
 }
 """Stem -> caption of a figure of rankings."""
 WHISKERS = " What failed stands last. Whiskers: intervals over seeds, of a timing of one seed p10 to p90."
-PARTS = "Where each backbone is right: token accuracy by part of a task and by tested length, the mean over seeds."
+PARTS = "Where each backbone is right, by part of a task and by tested length: the mean over seeds."
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class HeatMap:
 
     @property
     def title(self) -> str:
-        return f"{self.facet.title}: {self.series}"
+        return f"{self.facet.title}: {self.series}, {self.metric.title}"
 
 
 @dataclass(frozen=True)
