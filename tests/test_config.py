@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from arch_bench.config import ConfigError, cell_of, compose
 
-
 NAMES = ["", "..", ".x", "../x", "a/b", "a b", "rows", "Wandb", "hydra"]
 """Of reports: outside results_dir, hidden in it, or among what it holds."""
 
