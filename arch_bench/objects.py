@@ -52,7 +52,11 @@ _GIVEN = ("d_model",)
 def _placed(message: str, group: str, node: Node) -> str:
     """`n_heads=3 must ...` with the whole key, where one node alone has that, and no dial of the cell is called so."""
     key, _, rest = message.partition("=")
-    owners = [path for path, each in _targets(node, group).items() if key in each and rest.startswith(str(each[key]))]
+    owners = [
+        path
+        for path, each in _targets(node, group).items()
+        if key in each and rest.startswith(str(each[key]).removesuffix(".0"))
+    ]
     return f"{owners[0]}.{message}" if len(owners) == 1 and key not in Cell.model_fields else message
 
 
