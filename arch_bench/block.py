@@ -95,7 +95,7 @@ class Block(nn.Module):
         d_conv: width of the short convolution; 0 leaves it out.
         dropout: on what each half adds.
 
-    Raises ValueError for an MLP without a hidden unit.
+    Raises ValueError for an MLP without a hidden unit, and a convolution of negative width.
     """
 
     def __init__(
@@ -113,6 +113,8 @@ class Block(nn.Module):
         super().__init__()
         if mlp != "none" and mlp_ratio * d_model < 1:
             raise ValueError(f"mlp_ratio={mlp_ratio} leaves the MLP no hidden unit; mlp=none leaves out the MLP")
+        if d_conv < 0:
+            raise ValueError(f"d_conv={d_conv}: needs 0 (none) or more")
         self.mixer = mixer
         self.is_pre = norm_at == "pre"
         self.norm = make_norm(norm, d_model)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -42,7 +43,7 @@ Node = dict[str, Any]
 class Optim(_Record):
     lr: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)]
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
     schedule: Literal["cosine", "inverse_sqrt", "constant"]
     warmup: Annotated[float, Field(ge=0, lt=1)]
     clip_norm: Annotated[float, Field(ge=0)]
@@ -147,7 +148,32 @@ class Sweeping(_Record):
 def cell_of(cfg: DictConfig) -> Cell:
     """Resolve and check a composed config. Raises ConfigError for the first value that is not allowed."""
     values = {key: value for key, value in _values(cfg).items() if key not in Sweeping.model_fields}
-    return _checked(Cell, values | {"overrides": _overrides()})
+    cell = _checked(Cell, values | {"overrides": _overrides()})
+    _check_name(cell.name)
+    for (group, key), dial in _FOLLOWERS.items():
+        value, leading = getattr(cell, group).get(key), getattr(cell, dial)
+        if value not in (None, leading):
+            raise ConfigError(f"{group}.{key}={value}: set by {dial}={leading}; change that")
+    return cell
+
+
+_FOLLOWERS = {
+    ("task", "seq_len"): "seq_len",
+    ("backbone", "max_len"): "seq_len",
+    ("backbone", "d_model"): "d_model",
+    ("backbone", "n_layers"): "n_layers",
+}
+"""What says the same as a dial of the cell, which rows and reports go by."""
+_FOLDERS = ("rows", "logs", "checkpoints", "claims", "hydra", "optuna", "published", "submitit", "wandb")
+"""Of `results_dir`; the name of a report is the folder beside them."""
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"\w[\w.-]*", name) or name.lower() in _FOLDERS:  # some file systems see no case
+        raise ConfigError(
+            f"name={name}: a folder of results_dir; give letters, digits, _, - and ., not a . or - first, and none of "
+            f"{', '.join(_FOLDERS)}"
+        )
 
 
 def recomposed(cell: Cell, changes: Mapping[str, Any]) -> Cell:
@@ -189,8 +215,15 @@ def _checked(record: type[_R], values: dict[str, Any]) -> _R:
         raise ConfigError(first_complaint(error)) from None
 
 
+def check_options(overrides: Iterable[str]) -> None:
+    """Raises ConfigError for an option that is no name, before Hydra has a traceback for it."""
+    if complaint := usage.nameless(CONF, overrides):
+        raise ConfigError(complaint)
+
+
 def compose(overrides: list[str]) -> DictConfig:
     """Compose a config outside the command line, exactly as the command line does (tests, notebooks)."""
+    check_options(overrides)
     with hydra.initialize_config_dir(str(CONF), **HYDRA):
         cfg = hydra.compose("config", overrides=overrides, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
@@ -205,6 +238,10 @@ def _with_pattern(cfg: DictConfig) -> DictConfig:
     if "_target_" in cfg.backbone.mixer:
         name = cfg.get("backbone_name")
         raise ConfigError(f"backbone.pattern={pattern}: backbone={name} has one mixer; a pattern needs backbone=hybrid")
+    for name in cfg.backbone.mixer:
+        if name not in pattern and name not in _composed_mixer(cfg.backbone_name):  # what its own file says may idle
+            known = ", ".join(dict.fromkeys(map(str, pattern)))
+            raise ConfigError(f"backbone.mixer.{name}: not in backbone.pattern={pattern}; choose from: {known}")
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg])
     for name in dict.fromkeys(pattern):
         mixer, changes = _mixer_of(name, pattern), cfg.backbone.mixer.get(name, {})
@@ -249,8 +286,14 @@ def with_kernel(cell: Cell, kernel: str) -> Cell:
 
 
 def first_complaint(error: ValidationError, path: str = "") -> str:
-    """`key=value: what is allowed`, from pydantic's first finding."""
-    found: Mapping[str, Any] = error.errors(include_url=False)[0]
-    key = ".".join([path] * bool(path) + [str(part) for part in found["loc"] if str(part) != path])
-    message = found["msg"][0].lower() + found["msg"][1:]
-    return f"{key}={found['input']}: {message}"
+    """`key=value: what is allowed`, from pydantic's first finding. path: of the one argument that was checked."""
+    found = error.errors(include_url=False)
+    key, value = _key(found[0]["loc"], path), "" if found[0]["type"] == "missing" else f"={found[0]['input']}"
+    said = [each["msg"].removeprefix("Input should be ") for each in found if _key(each["loc"], path) == key]
+    message = " or ".join([found[0]["msg"], *said[1:]])
+    return f"{key}{value}: {message[0].lower()}{message[1:]}"
+
+
+def _key(parts: tuple[int | str, ...], path: str) -> str:
+    """Within an argument, numbers are places in a list, and words are pydantic's for each type that it may have."""
+    return ".".join([path, *(str(part) for part in parts if isinstance(part, int))] if path else map(str, parts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -24,22 +24,40 @@ def build(cell: Cell, group: Literal["backbone", "task"], *, context_len: int | 
     source for a backbone that needs one.
     """
     node = getattr(cell, group)
-    _check_node(group, node)
-    if "n_source" in _annotations(hydra.utils.get_class(node["_target_"])):
+    if "n_source" in _annotations(_class(group, node)):
         kwargs["n_source"] = _n_source(cell, context_len)
     return made(group, node, getattr(cell, f"{group}_name"), _try_out if group == "task" else None, **kwargs)
 
 
 def made(group: str, node: Node, name: str, try_out: Callable[[Any], None] | None = None, **kwargs: Any) -> Any:
     """The object of a group's node, tried out. Raises ConfigError, as `build` does."""
-    _check_node(group, node)
+    for path, each in {group: node, **_targets(node, group)}.items():
+        _check_types(path, each, kwargs if each is node else _GIVEN if "_partial_" in each else ())
     try:
         built = _instantiate(node, **kwargs)
         if try_out is not None:
             try_out(built)
     except ValueError as error:
-        raise ConfigError(f"{group}={name}: {error}" if name else f"{group}.{error}") from None
+        told = _placed(str(error), group, node)
+        if not name and told == str(error):
+            told = f"{group}.{told}"
+        raise ConfigError(f"{group}={name}: {told}" if name else told) from None
     return built
+
+
+_GIVEN = ("d_model",)
+"""What a backbone calls its mixers with: nodes that are `_partial_`."""
+
+
+def _placed(message: str, group: str, node: Node) -> str:
+    """`n_heads=3 must ...` with the whole key, where one node alone has that, and no dial of the cell is called so."""
+    key, _, rest = message.partition("=")
+    owners = [
+        path
+        for path, each in _targets(node, group).items()
+        if key in each and rest.startswith(str(each[key]).removesuffix(".0"))
+    ]
+    return f"{owners[0]}.{message}" if len(owners) == 1 and key not in Cell.model_fields else message
 
 
 def _n_source(cell: Cell, context_len: int | None) -> Callable[[int], int]:
@@ -78,26 +96,36 @@ def _instantiate(node: Node, **kwargs: Any) -> Any:
             raise error.__cause__ or error from None
 
 
-def _check_node(group: str, node: Node) -> None:
-    for path, target in _targets(node, group):
-        _check_types(path, target)
-
-
-def _targets(node: Node, path: str) -> Iterator[tuple[str, Node]]:
-    if "_target_" in node:
-        yield path, node
+def _targets(node: Node, path: str) -> dict[str, Node]:
+    """A node and those within it that name a `_target_`, by path."""
+    found = {path: node} if "_target_" in node else {}
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from _targets(value, f"{path}.{key}")
+            found |= _targets(value, f"{path}.{key}")
+    return found
 
 
-def _check_types(path: str, node: Node) -> None:
-    """Check a node's plain values against the annotations of the constructor it names."""
+def _class(path: str, node: Node) -> type:
+    name = node.get("_target_")
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}._target_={name}: needs the name of a class")
     try:
-        target = hydra.utils.get_class(node["_target_"])
+        return hydra.utils.get_class(name)
     except (ImportError, ValueError, InstantiationException) as error:
-        raise ConfigError(f"{path}._target_={node['_target_']}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{path}._target_={name}: {str(error).splitlines()[0]}") from None
+
+
+def _check_types(path: str, node: Node, given: Iterable[str]) -> None:
+    """Check a node's plain values against the annotations of the constructor it names.
+
+    given: arguments that it gets besides.
+    """
+    target = _class(path, node)
     annotations = _annotations(target)
+    for key in annotations.keys() - node.keys() - set(given):
+        parameter = inspect.signature(target).parameters.get(key)
+        if parameter is None or parameter.default is parameter.empty:
+            raise ConfigError(f"{path}.{key} is missing: {node['_target_']} needs it")
     for key, value in node.items():
         if key.startswith("_") or isinstance(value, dict):
             continue

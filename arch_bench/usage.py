@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString
 
 GROUPS = ("backbone", "task", "optim", "trainer", "logger", "protocol", "launcher", "experiment")
 
@@ -31,6 +34,20 @@ Hydra's own flags (sweeps, completion, the composed config): arch-bench --hydra-
 def options(conf: Path, group: str) -> list[str]:
     """The choices of a group."""
     return sorted(path.stem for path in (conf / group).glob("*.yaml"))
+
+
+def nameless(conf: Path, overrides: Iterable[str]) -> str | None:
+    """The complaint of a group whose option is no name, as in `logger=null`; None of others, which Hydra knows."""
+    for each in overrides:
+        group, is_set, text = each.partition("=")
+        known = options(conf, group.lstrip("+~"))
+        if not is_set or not known:
+            continue
+        value = OverridesParser.create().parse_override(each).value()
+        for option in value.list if isinstance(value, ChoiceSweep) else [value]:
+            if not isinstance(option, str | QuotedString | Glob | dict):
+                return f"{group}={text} does not exist; choose from: {', '.join(known)}"
+    return None
 
 
 def _groups(conf: Path) -> str:

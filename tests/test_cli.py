@@ -87,9 +87,12 @@ def test_a_sweep_prints_each_cell_and_writes_its_report(tmp_path: Path) -> None:
             ["seq_len=16", "task.n_pairs=5"],
             "seq_len=16 is too short for task.n_pairs=5: needs seq_len >= 4 * n_pairs = 20",
         ),
-        (["backbone.mixer.n_heads=3"], "n_heads=3 must divide d_model=16"),
+        (["backbone.mixer.n_heads=3"], "backbone.mixer.n_heads=3 must divide d_model=16"),
         (["optim.lr=[oops"], "optim.lr=[oops: "),
         (["results_dir=blocked/here"], "blocked"),
+        (["-m", "logger=wandb,null"], "logger=wandb,null does not exist; choose from: none, wandb"),
+        (["launcher.pack=0"], "launcher.pack: the launcher chosen has no dials; choose a launcher that has it: joblib"),
+        (["~task.n_pairs"], "task.n_pairs is missing: tasks.recall.MQAR needs it"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, args: list[str], words: str) -> None:

@@ -108,7 +108,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "shape",
     },
     "sweep": {"complaint", "config", "objects", "launchers", "plan", "protocol", "report", "results", "space"},
-    "cli": {"complaint", "config", "objects", "sweep"},
+    "cli": {"complaint", "config", "objects", "sweep", "usage"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -181,8 +181,8 @@ def test_the_others_take_all_cells_or_the_first_of_each() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("protocol.n_rates=0", "protocol=fair: n_rates=0, max_extensions=3: needs at least 1 and 0"),
-        ("protocol.ratio=1.0", "protocol=fair: ratio=1: needs more than 1"),
+        ("protocol.n_rates=0", "protocol=fair: protocol.n_rates=0, max_extensions=3: needs at least 1 and 0"),
+        ("protocol.ratio=1.0", "protocol=fair: protocol.ratio=1: needs more than 1"),
         ("protocol.match=maybe", "protocol.match=maybe: input should be a valid boolean"),
     ],
 )
