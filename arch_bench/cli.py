@@ -63,3 +63,7 @@ def main() -> None:
 def _exit(message: str, code: Any) -> None:
     print(f"arch-bench: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
