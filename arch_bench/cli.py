@@ -76,3 +76,7 @@ def _elsewhere(error: BaseException) -> str:
 def _exit(message: str, code: Any) -> None:
     print(f"arch-bench: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

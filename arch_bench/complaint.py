@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -24,7 +27,7 @@ def one_line(error: BaseException, overrides: Sequence[str] = ()) -> str:
         case OmegaConfBaseException():
             return _unknown_key(error, overrides)
         case OverrideParseException():
-            return f"{error.override}: {_flat(str(error).splitlines()[0])}; quote it for the shell if it has brackets"
+            return f"{error.override}: {_way_to_write(error.override)}"
         case OSError():
             return f"{error.filename or 'results_dir'}: {error.strerror or error}"
     return _flat(str(error))
@@ -54,6 +57,27 @@ def _unknown_key(error: OmegaConfBaseException, overrides: Sequence[str]) -> str
         return f"{key} is not a key of the default {group}; in a sweep over {group}, write ++{key} to set it in each"
     owner = f"{key.rpartition('.')[0]} has" if "." in key else "there are"
     return f"{key} is not a key; {owner}: {', '.join(known)}{_guess(key.rpartition('.')[2], known)}"
+
+
+def _way_to_write(override: str) -> str:
+    """What to type instead: advice is given only where Hydra reads it as what was meant."""
+    key, is_set, value = override.partition("=")
+    if any(value.count(opening) != value.count(closing) for opening, closing in ("[]", "()", "{}")):
+        return f"brackets that do not match; for the shell, the whole goes into quotes: {shlex.quote(f'{key}=[a,b]')}"
+    if value.startswith("~/"):
+        value = str(Path(value).expanduser())  # quotes keep the shell from doing it
+    quoted = f"{key}=" + '"' + value.replace('"', '\\"') + '"'
+    if is_set and _read(quoted) == value:
+        return f"a value with ~ = ( ) and the like needs quotes inside quotes: {shlex.quote(quoted)}"
+    return "cannot be read; write KEY=VALUE, as seed=1"
+
+
+def _read(override: str) -> object:
+    """The value; None where Hydra refuses it."""
+    try:
+        return OverridesParser.create().parse_overrides([override])[0].value()
+    except OverrideParseException:
+        return None
 
 
 def _flat(text: str) -> str:

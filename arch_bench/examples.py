@@ -50,6 +50,8 @@ def main() -> None:
 def _parse(arguments: Sequence[str]) -> tuple[int, Cell]:
     """How many examples, and the cell that the rest describes. Raises ConfigError and what composing raises."""
     name, *others = arguments
+    if wrong := [name] * ("=" in name) + [each for each in others if "=" not in each]:
+        raise ConfigError(f"{wrong[0]}: a task comes first, then KEY=VALUE, as in: mqar n=3 seq_len=32")
     counts = [each.removeprefix("n=") for each in others if each.startswith("n=")]
     n = counts[-1] if counts else "3"
     if not n.isdecimal() or int(n) < 1:
@@ -108,3 +110,7 @@ def _table(columns: list[tuple[Text, Text, Text]]) -> Table:
     for label, *cells in zip(LABELS, *columns, strict=True):
         table.add_row(label, *cells)
     return table
+
+
+if __name__ == "__main__":
+    main()

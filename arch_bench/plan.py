@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import statistics
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
+from hydra.utils import get_class
+
 from arch_bench.complaint import one_line
-from arch_bench.config import Cell, ConfigError
+from arch_bench.config import Cell, ConfigError, with_kernel
+from arch_bench.objects import build, made
 from arch_bench.results import RETRIED, Kind, Row
 from arch_bench.run import final, is_done, rows_of
 
@@ -47,6 +53,9 @@ def plan(cells: Iterable[Cell], history: list[Row]) -> Plan:
     for cell in cells:
         try:
             named, _ = final(cell, is_elsewhere=True)
+            is_there = is_done(named)
+            if not is_there:
+                check(named)
         except ConfigError as error:
             found.mistakes.append(one_line(error))
             found.missing.append(cell)
@@ -54,7 +63,7 @@ def plan(cells: Iterable[Cell], history: list[Row]) -> Plan:
         except Exception:  # a bug, told when it is its turn
             found.missing.append(cell)
             continue
-        if is_done(named):
+        if is_there:
             found.done.append(cell)
             continue
         has_failed = any(row.status in RETRIED for row in rows_of(named))
@@ -62,6 +71,31 @@ def plan(cells: Iterable[Cell], history: list[Row]) -> Plan:
         times.append(_estimate(named, history))
     known = [seconds for seconds in times if seconds is not None]
     return found._replace(seconds=statistics.mean(known) * len(times) if known else None)
+
+
+def check(cell: Cell) -> None:
+    """Make the task and the backbone of a final cell, once of all that are alike: no storage, and no corpus is read.
+
+    Raises ConfigError for what they refuse.
+    """
+    import torch
+
+    from arch_bench.ops.kernel import Unsupported
+    from tasks.base import Task
+
+    like = json.dumps(cell.model_dump(include={"backbone", "task"}), sort_keys=True)
+    if like in _CHECKED:
+        return
+    task = made("task", cell.task, cell.task_name)
+    is_read = type(task).provenance is not Task.provenance
+    takes_source = "n_source" in inspect.signature(get_class(cell.backbone["_target_"])).parameters
+    if not (is_read and takes_source):  # which `build` asks an example for
+        with torch.device("meta"), suppress(Unsupported):  # of this machine
+            build(with_kernel(cell, "reference"), "backbone", vocab_size=2)
+    _CHECKED.add(like)
+
+
+_CHECKED: set[str] = set()
 
 
 def _estimate(cell: Cell, history: list[Row]) -> float | None:

@@ -77,6 +77,11 @@ class Row:
     """What its process held at most: on a GPU what its allocator reserved and the context, else resident memory."""
     created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a length that figures have no place for."""
+        if min(self.seq_len, self.train_seq_len) < 1:
+            raise ValueError(f"seq_len={self.seq_len}, train_seq_len={self.train_seq_len}: each needs at least 1")
+
 
 def save(row: Row, path: Path) -> None:
     """Write a row so that a reader sees all of it or none."""
@@ -118,7 +123,7 @@ def read(path: Path) -> Row:
         return Row(**json.loads(path.read_text()))
     except FileNotFoundError:
         raise
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise ValueError(f"{path}: not a row of arch-bench ({error})") from error
 
 

@@ -36,6 +36,8 @@ class Sweep:
         self._cells: list[Cell] = []
         self._sweeping: Sweeping | None = None
         self._n_before = 0
+        self._has_rows = False
+        """Without any, what is on disk is other commands' and not reported."""
 
     def begin(self, cfg: DictConfig) -> None:
         """Note that several cells will come (one alone never calls this)."""
@@ -50,7 +52,13 @@ class Sweep:
             self._mistaken(one_line(error))
 
     def run(self) -> None:
-        """Round after round, until the protocol has all that it wants. Raises ConfigError."""
+        """Round after round, until the protocol has all that it wants. Raises what Hydra raises."""
+        try:
+            self._run()
+        except (ConfigError, OSError) as error:
+            self._mistaken(one_line(error))
+
+    def _run(self) -> None:
         if self._sweeping is None:
             return
         protocol = made("protocol", self._sweeping.protocol, "")
@@ -118,6 +126,7 @@ class Sweep:
         if done.bug is not None:
             print(f"    crashed: {done.bug}", flush=True)
             self.failures[done.job.label] = f"crashed: {done.bug}"
+        self._has_rows |= bool(done.rows)
         for row in done.rows:
             if row.status in RETRIED:
                 self.failures.setdefault(done.job.label, f"{row.kind} {row.status}: {row.reason}")
@@ -125,14 +134,20 @@ class Sweep:
     def _mistaken(self, text: str) -> None:
         if text not in self.mistakes:  # of two phases, or two seeds
             print(f"arch-bench: {text}", file=sys.stderr)
-        self.mistakes.append(text)
+            self.mistakes.append(text)
 
     def finish(self) -> None:
-        """After a sweep: the table in the terminal, the report of its experiment on disk, and what failed."""
-        if self._name is None or (self._sweeping is not None and self._sweeping.dry_run):
+        """After a sweep: the table in the terminal, the report of its experiment on disk, what failed, and mistakes."""
+        if self._name is None or not self._n_before:
             return
-        for folder in sorted({Path(cell.results_dir) for cell in self._cells}):
-            self._report(folder)
+        if self._has_rows:
+            for folder in sorted({Path(cell.results_dir) for cell in self._cells}):
+                self._report(folder)
+        self._tell_failures()
+        if self.mistakes:
+            print("\nmistakes, to be put right:", *self.mistakes, sep="\n  ")
+
+    def _tell_failures(self) -> None:
         if self.failures:
             print(f"\n{len(self.failures)} cell{'s' * (len(self.failures) > 1)} failed:")
             for label, reason in self.failures.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.errors import OverrideParseException
 
 from arch_bench import results
 from arch_bench.complaint import one_line
-from arch_bench.config import CONF
+from arch_bench.config import CONF, cell_of, compose, recomposed
 from arch_bench.usage import GROUPS, options
 
 TINY = [
@@ -88,7 +90,7 @@ def test_a_sweep_prints_each_cell_and_writes_its_report(tmp_path: Path) -> None:
             "seq_len=16 is too short for task.n_pairs=5: needs seq_len >= 4 * n_pairs = 20",
         ),
         (["backbone.mixer.n_heads=3"], "backbone.mixer.n_heads=3 must divide d_model=16"),
-        (["optim.lr=[oops"], "optim.lr=[oops: "),
+        (["optim.lr=[oops"], "optim.lr=[oops: brackets that do not match; "),
         (["results_dir=blocked/here"], "blocked"),
         (["-m", "logger=wandb,null"], "logger=wandb,null does not exist; choose from: none, wandb"),
         (["launcher.pack=0"], "launcher.pack: the launcher chosen has no dials; choose a launcher that has it: joblib"),
@@ -190,3 +192,28 @@ def test_ctrl_c_among_the_imports_is_one_line_too(tmp_path: Path) -> None:
 
 def test_file_system_errors_name_the_file() -> None:
     assert one_line(PermissionError(13, "Permission denied", "/data/x")) == "/data/x: Permission denied"
+
+
+WRITTEN = ["/d/a=b", "/d/x (1).txt", "/d/a[1].txt", "/d/a{1}", "a&b;c", "it's", 'a"b', "é"]
+
+
+@pytest.mark.parametrize("value", [*WRITTEN, "~/x"])
+@pytest.mark.parametrize("key", ["task.path", "results_dir"])
+def test_what_is_advised_for_a_value_that_needs_quotes_is_read_as_it_was_meant(key: str, value: str) -> None:
+    with pytest.raises(OverrideParseException) as refused:
+        compose(["task=text", f"{key}={value}"])
+    complaint = one_line(refused.value)
+    assert "Exception" not in complaint
+    (advice,) = shlex.split(complaint.partition(" inside quotes: ")[2])  # as a shell takes it
+    cell = cell_of(compose(["task=text", advice]))
+    found = {"task.path": cell.task["path"], "results_dir": cell.results_dir}
+    assert found[key] == str(Path(value).expanduser())
+    changed = recomposed(cell, {"seed": 3})
+    assert {"task.path": changed.task["path"], "results_dir": changed.results_dir} == found
+
+
+@pytest.mark.parametrize("argument", ["3", "seed", "a b=3"])
+def test_what_is_no_key_and_value_is_told_so(argument: str) -> None:
+    with pytest.raises(OverrideParseException) as refused:
+        compose([argument])
+    assert one_line(refused.value) == f"{argument}: cannot be read; write KEY=VALUE, as seed=1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 
 import pytest
@@ -74,6 +75,8 @@ def test_scored_positions_are_coloured() -> None:
     [
         (["mqr"], "task=mqr does not exist; choose from: "),
         (["mqar", "n=0"], "n=0 is not a number of examples; give 1 or more"),
+        (["mqar", "3"], "3: a task comes first, then KEY=VALUE, as in: mqar n=3 seq_len=32"),
+        (["task=mqar"], "task=mqar: a task comes first"),
         (["mqar", "task.n_pais=3"], "task.n_pais is not a key"),
         (["mqar", "seq_len=3"], "seq_len=3 is odd"),
         (["text", "task.path=/no/such/file"], "/no/such/file"),
@@ -93,3 +96,8 @@ def test_a_mistake_is_one_line(
 def test_without_a_task_it_says_how(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run(monkeypatch)
     assert "Tasks: " in capsys.readouterr().out
+
+
+def test_the_module_is_the_command() -> None:
+    command = [sys.executable, "-m", "arch_bench.examples", "parity", "n=1", "seq_len=8"]
+    assert "example 1" in subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -8,7 +8,7 @@ import pytest
 from cells import cell, row
 
 from arch_bench import match, results
-from arch_bench.config import Cell
+from arch_bench.config import Cell, cell_of, compose
 from arch_bench.plan import Plan, duration, plan
 from arch_bench.run import final
 from arch_bench.shape import row_path
@@ -63,6 +63,32 @@ def test_cells_that_cannot_be_are_missing_and_mistakes_are_told_with_the_plan(tm
     assert counts(found) == (0, 0, 3)
     (told,) = found.mistakes
     assert told.startswith("match.params=1: transformer comes no closer than")
+
+
+def test_what_a_task_or_a_backbone_refuses_is_told_with_the_plan_and_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cell(tmp_path)
+    long = one.model_copy(update={"task": one.task | {"n_pairs": 5}})
+    odd = one.model_copy(update={"backbone": one.backbone | {"mixer": one.backbone["mixer"] | {"n_heads": 3}}})
+    assert plan([one, long, odd, cell(tmp_path, seed=1)], []).mistakes == [
+        "task=mqar: seq_len=16 is too short for task.n_pairs=5: needs seq_len >= 4 * n_pairs = 20",
+        "backbone=transformer: n_heads=3 must divide d_model=16",
+    ]
+    monkeypatch.setattr("arch_bench.plan.made", None)
+    assert not plan([cell(tmp_path, seed=2), cell(tmp_path, lr=0.5)], []).mistakes
+    put(long)
+    assert not plan([long], []).mistakes, "what is done is not asked"
+
+
+@pytest.mark.parametrize("backbone", ["lstm", "encoder_decoder"])
+def test_a_plan_reads_no_corpus_and_knows_what_is_wrong_with_its_dials(tmp_path: Path, backbone: str) -> None:
+    overrides = ["task=text", "task.path=/no/such/corpus", f"backbone={backbone}", "logger=none", "device=cpu"]
+    text = cell_of(compose([*overrides, f"results_dir={tmp_path}"]))
+    assert not plan([text], []).mistakes
+    mistaken = text.model_copy(update={"task": text.task | {"tokenizer": "bpe", "bpe_vocab_size": 9}})
+    (told,) = plan([mistaken], []).mistakes
+    assert "task.bpe_vocab_size=9 is too small" in told
 
 
 def test_time_is_estimated_by_cells_like_it(tmp_path: Path) -> None:

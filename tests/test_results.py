@@ -70,6 +70,18 @@ def test_torn_and_foreign_files_are_named_and_skipped(
     assert str(bad) in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("length", [0, -64, None, "64"])
+@pytest.mark.parametrize("which", ["seq_len", "train_seq_len"])
+def test_a_file_with_a_length_that_is_none_is_named_and_skipped(
+    tmp_path: Path, which: str, length: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows" / "bad.json"
+    results.save(row(), path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {which: length}))
+    assert not results.load([tmp_path])
+    assert f"skipped {path}: not a row of arch-bench" in capsys.readouterr().err
+
+
 def test_a_folder_gives_its_own_rows_once(tmp_path: Path) -> None:
     published = tmp_path / "published" / "h200"
     results.save(row(), published / "rows" / "a.json")

@@ -166,6 +166,46 @@ def test_failures_are_summed_up_with_the_command_that_reruns_them(
     ]
 
 
+def test_mistakes_are_repeated_after_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Machine(monkeypatch)
+    found = command(tmp_path)
+    for seed in (0, 1):
+        found.add(compose([*TINY, f"results_dir={tmp_path}", "precision=tf32", f"seed={seed}"]))
+    found.run()
+    found.finish()
+    printed = capsys.readouterr()
+    told = "precision=tf32: needs a CUDA device, not cpu; choose from: auto, fp32, bf16"
+    assert printed.out.rstrip().splitlines()[-2:] == ["mistakes, to be put right:", f"  {told}"]
+    assert printed.err == f"arch-bench: {told}\n"
+
+
+SEARCH = ["protocol=optuna", "protocol.space={optim.lr:[1e-4,1e-1,log]}"]
+
+
+@pytest.mark.parametrize(
+    "mistaken",
+    [[*SEARCH, "protocol.n_trials=0"], ["protocol=optuna", "protocol.space={optim.l:[1,2]}"], ["precision=tf32"]],
+)
+def test_where_nothing_can_run_old_rows_are_not_reported(
+    mistaken: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Machine(monkeypatch)
+    command(tmp_path).run()
+    capsys.readouterr()
+    assert exit_code(monkeypatch, command(tmp_path, *mistaken)) == 2
+    printed = capsys.readouterr()
+    assert "scores" not in printed.out
+    assert printed.err.startswith("arch-bench: ")
+    assert not (tmp_path / "adhoc").exists()
+
+
+def test_a_dry_run_tells_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert exit_code(monkeypatch, command(tmp_path, "task.n_pairs=5", "dry_run=true")) == 2
+    assert exit_code(monkeypatch, command(tmp_path, "dry_run=true")) is None
+
+
 def test_a_report_that_cannot_be_written_costs_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
