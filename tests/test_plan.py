@@ -73,7 +73,7 @@ def test_what_a_task_or_a_backbone_refuses_is_told_with_the_plan_and_asked_once(
     odd = one.model_copy(update={"backbone": one.backbone | {"mixer": one.backbone["mixer"] | {"n_heads": 3}}})
     assert plan([one, long, odd, cell(tmp_path, seed=1)], []).mistakes == [
         "task=mqar: seq_len=16 is too short for task.n_pairs=5: needs seq_len >= 4 * n_pairs = 20",
-        "backbone=transformer: n_heads=3 must divide d_model=16",
+        "backbone=transformer: backbone.mixer.n_heads=3 must divide d_model=16",
     ]
     monkeypatch.setattr("arch_bench.plan.made", None)
     assert not plan([cell(tmp_path, seed=2), cell(tmp_path, lr=0.5)], []).mistakes

@@ -46,6 +46,19 @@ def test_seeds_are_averaged_and_what_failed_is_left_blank() -> None:
     assert found.values == [[pytest.approx(0.4), None], [None, 0.5]]
 
 
+def test_what_is_asked_beyond_the_training_length_has_a_table() -> None:
+    rows = [
+        row("lstm", "quality", n, train_seq_len=40, seed=seed, metrics={"token_accuracy": 0.9, **found})
+        for seed in (0, 1)
+        for n, found in ((40, {}), (160, {"token_accuracy_beyond": 0.5 + seed / 4}))
+    ]
+    table = tables.scores(Study(rows), metrics.BEYOND)
+    assert table is not None
+    assert table.columns[:4] == ["task", "backbone", "trained at", "at 160"]
+    assert [line[3].text for line in table.rows] == [f"62.5 % [50.0{units.DASH}75.0]"]
+    assert tables.scores(Study([score()]), metrics.BEYOND) is None
+
+
 def test_generated_answers_are_what_a_map_shows_where_there_are_any() -> None:
     """What is given token by token is half right without the needle."""
     rows = [

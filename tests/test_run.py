@@ -193,7 +193,7 @@ def test_a_missing_kernel_is_a_row(tmp_path: Path) -> None:
     ("overrides", "words"),
     [
         (["task.n_pairs=9"], "task=mqar: seq_len=16 is too short for task.n_pairs=9"),
-        (["backbone.mixer.n_heads=3"], "backbone=transformer: n_heads=3 must divide d_model=16"),
+        (["backbone.mixer.n_heads=3"], "backbone=transformer: backbone.mixer.n_heads=3 must divide d_model=16"),
         (["backbone.mixer.n_heads=x"], "backbone.mixer.n_heads=x: input should be a valid integer"),
         (
             ["kernel=warp"],
@@ -336,4 +336,4 @@ def test_a_loss_that_is_no_number_diverges(tmp_path: Path) -> None:
     assert "step" in rows[0].reason
     rows = measured(tiny(tmp_path, *wild, "trainer.max_steps=2"))  # ends before the loss is looked at
     assert {row.status for row in rows} == {"diverged"}
-    assert "test loss" in rows[0].reason
+    assert rows[0].reason == "validation loss at step 2 is not finite"

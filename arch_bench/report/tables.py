@@ -60,7 +60,7 @@ class Table:
 
 def scores(study: Study, metric: Metric) -> Table | None:
     """One line per series and training length, one column per tested length."""
-    is_headline = metric is not metrics.GENERATED
+    is_headline = metric in (metrics.ACCURACY, metrics.BITS_PER_BYTE)
     has_values = study.points(metric)
     groups = [
         group
@@ -76,12 +76,8 @@ def scores(study: Study, metric: Metric) -> Table | None:
     columns += ["over lengths"] if is_accuracy else []
     note = "Mean over seeds on the test split, and its 95 % bootstrap interval where it shows; one seed is no mean"
     note += NOTES[metric]
-    return Table(
-        f"Scores: {metric.title}",
-        note,
-        [*columns, "seeds", "parameters"],
-        [_score_line(study, group, metric, lengths) for group in groups],
-    )
+    lines = [_score_line(study, group, metric, lengths) for group in groups]
+    return build(f"Scores: {metric.title}", note, [*columns, "seeds", "parameters"], lines)
 
 
 def build(title: str, note: str, columns: Sequence[str], lines: Sequence[Sequence[Cell]]) -> Table | None:
@@ -177,7 +173,7 @@ def _score_line(study: Study, group: Group, metric: Metric, lengths: Sequence[in
     every = [row for length in lengths for row in study.at("quality", group, length)]
     cells = [Cell(group.task), Cell(group.series), Cell(f"{group.train_seq_len:,}", group.train_seq_len)]
     cells += [at_point(study, metric, group, length) for length in lengths]
-    if metric is study.headline(group.task):
+    if metric in (metrics.ACCURACY, metrics.BITS_PER_BYTE):
         best = study.best_baseline(group.task, group.train_seq_len)
         cells.append(Cell(f"{best[0]} {metric.show(best[1])}", best[1]) if best else NOTHING)
     if metric is metrics.ACCURACY:
