@@ -64,7 +64,7 @@ def test_a_claim_is_one_sweeps_until_it_ends(tmp_path: Path) -> None:
 def test_a_claim_of_a_living_process_lasts_longer_than_its_lease(tmp_path: Path) -> None:
     path = tmp_path / "cell.lock"
     with held(path):
-        assert wait([path], patience_s=2) == set()
+        assert wait([path], patience_s=1.2) == set()
 
 
 def test_a_claim_of_a_dead_process_is_free_at_once(tmp_path: Path) -> None:

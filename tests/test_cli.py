@@ -85,16 +85,18 @@ def test_a_sweep_prints_each_cell_and_writes_its_report(tmp_path: Path) -> None:
         (["task.n_pais=3"], "task.n_pais is not a key; task has: seq_len, n_pairs"),
         (["dmodel=3"], "(did you mean d_model?)"),
         (["d_model=abc"], "d_model=abc: input should be a valid integer"),
-        (
-            ["seq_len=16", "task.n_pairs=5"],
-            "seq_len=16 is too short for task.n_pairs=5: needs seq_len >= 4 * n_pairs = 20",
-        ),
-        (["backbone.mixer.n_heads=3"], "backbone.mixer.n_heads=3 must divide d_model=16"),
         (["optim.lr=[oops"], "optim.lr=[oops: brackets that do not match; "),
         (["results_dir=blocked/here"], "blocked"),
         (["-m", "logger=wandb,null"], "logger=wandb,null does not exist; choose from: none, wandb"),
         (["launcher.pack=0"], "launcher.pack: the launcher chosen has no dials; choose a launcher that has it: joblib"),
-        (["~task.n_pairs"], "task.n_pairs is missing: tasks.recall.MQAR needs it"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)  # which other tests ask for in this process
+            for case in (
+                (["task.n_pairs=5"], "seq_len=16 is too short for task.n_pairs=5: needs seq_len >= 4 * n_pairs = 20"),
+                (["backbone.mixer.n_heads=3"], "backbone.mixer.n_heads=3 must divide d_model=16"),
+                (["~task.n_pairs"], "task.n_pairs is missing: tasks.recall.MQAR needs it"),
+            )
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, args: list[str], words: str) -> None:
@@ -117,18 +119,22 @@ def test_a_key_of_swept_backbones_that_the_default_lacks_is_told_how_to_be_set(t
     assert arch_bench(*sweep, "++backbone.mixer.d_state=16", cwd=tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("isolate", ["true", "false"])
-def test_a_missing_corpus_is_one_line_and_exit_code_2(tmp_path: Path, isolate: str) -> None:
+@pytest.mark.parametrize(
+    ("isolate", "corpus", "words"),
+    [
+        ("true", "no/such/corpus", "no/such/corpus"),
+        ("false", "empty.txt", "empty"),
+        pytest.param("false", "no/such/corpus", "no/such/corpus", marks=pytest.mark.slow),
+    ],
+)
+def test_a_missing_corpus_is_one_line_and_exit_code_2(tmp_path: Path, isolate: str, corpus: str, words: str) -> None:
     (tmp_path / "empty.txt").write_text("")
-    corpora = ["no/such/corpus"] if isolate == "true" else ["no/such/corpus", "empty.txt"]
-    for corpus in corpora:
-        words = "empty" if corpus == "empty.txt" else corpus
-        text = ["task=text", f"task.path={corpus}", "logger=none", "phases=[quality]", f"isolate={isolate}"]
-        done = arch_bench(*text, cwd=tmp_path)
-        assert done.returncode == 2
-        assert words in done.stderr
-        assert "Traceback" not in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    text = ["task=text", f"task.path={corpus}", "logger=none", "phases=[quality]", f"isolate={isolate}"]
+    done = arch_bench(*text, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
 def test_an_impossible_cell_does_not_end_a_sweep(tmp_path: Path) -> None:
