@@ -196,7 +196,7 @@ def _folder(folder: Path, glob: str) -> Files:
 
 
 def standard_library() -> Files:
-    """The Python source of this interpreter's standard library, without its tests and the installed packages."""
+    """The Python source of this interpreter's standard library, without the folders of NOT_LIBRARY."""
     folder = Path(sysconfig.get_path("stdlib"))
     files: list[Path] = []
     for top, folders, names in os.walk(folder):

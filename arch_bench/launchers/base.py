@@ -98,8 +98,12 @@ def run_all(launcher: Launcher, jobs: Sequence[Job], patience_s: float = math.in
             return
         free = [done.job for done in taken if done.taken in ended]
         taken = [done for done in taken if done.taken not in ended]
-        left = [job for job in free if not _is_on_disk(job)]
-        yield from (attempt_silently(job) for job in free if job not in left)
+        left = []
+        for job in free:
+            if _is_on_disk(job):
+                yield attempt_silently(job)
+            else:
+                left.append(job)
 
 
 def _is_on_disk(job: Job) -> bool:
