@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 
 from arch_bench.backbone import Backbone
 from arch_bench.config import ConfigError, Optim
@@ -236,6 +237,7 @@ class TrainStep:
             self.why = "; ".join(filter(None, (self.why, f"{kind}: {obstacle}")))
         raise AssertionError("eager has nothing to prepare")
 
+    @functorch.patch(view_replay_for_aliased_outputs=False)  # else torch reads shapes of its cache from freed memory
     def _prepare(self, kind: str, batch: Scored) -> Callable[[Scored], None]:
         self._loss, self._update = scored_loss, self._updated
         set_form(self.optimizer, is_compiled=kind != "eager" and not self.team.is_sharded)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from models import BACKBONES, depth, on_cpu
+from torch._dynamo.utils import counters
 
 from arch_bench import train_step
 from arch_bench.backbone import Backbone
 from arch_bench.config import ConfigError, Optim, cell_of, compose
 from arch_bench.objects import build
+from arch_bench.ops import generalised_delta_rule
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.ops.linear_cross_entropy import choose_loss_kernel, linear_cross_entropy, obstacles
 from arch_bench.optimizer import make_optimizer, rate_factor
@@ -67,11 +70,11 @@ def test_only_matrices_decay(name: str) -> None:
 SMALL = ["seq_len=16", "d_model=16", "n_layers=1", "task.n_pairs=2", "task.vocab_size=32", "optim.lr=1e-2"]
 
 
-def small(kind: str, *overrides: str) -> TrainStep:
+def small(kind: str, *overrides: str, precision: str = "fp32") -> TrainStep:
     cell = cell_of(compose([*SMALL, *overrides]))
     torch.manual_seed(0)
     backbone: Backbone = build(cell, "backbone", vocab_size=32)
-    return TrainStep(backbone, cell.optim, max_steps=50, kind=kind, precision="fp32", loss_kernel="auto")
+    return TrainStep(backbone, cell.optim, max_steps=50, kind=kind, precision=precision, loss_kernel="auto")
 
 
 def batch_of(step: int) -> Any:
@@ -235,6 +238,21 @@ def test_running_out_of_memory_is_no_reason_to_fall_back(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "compile", lambda function, **_: hoard)
     with pytest.raises(torch.OutOfMemoryError):
         small("compiled")(batch_of(0))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("default")
+def test_what_was_compiled_before_runs_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Around a fused kernel, which splits the graph: torch 2.11 to 2.13 took the shapes of its views for others."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    whole = torch.compiler.disable(generalised_delta_rule._chunked)
+    monkeypatch.setattr(generalised_delta_rule, "_chunked", whole)
+    steps = [small("compiled", "backbone=rwkv7", precision="bf16") for _ in range(2)]
+    first, again = (losses(step, 0, 3) for step in steps)
+    assert [(step.kind, step.why) for step in steps] == [("compiled", None)] * 2
+    assert again == first
+    assert counters["aot_autograd"]["autograd_cache_hit"] > 0
 
 
 @pytest.mark.slow
