@@ -20,6 +20,8 @@ class LearnedPositions(nn.Module):
 
     def __init__(self, max_len: int, d_model: int) -> None:
         super().__init__()
+        if max_len < 1:
+            raise ValueError(f"max_len={max_len} must be at least 1")
         self.table = nn.Parameter(torch.randn(max_len, d_model) * 0.02)
         self.table._no_weight_decay = True  # type: ignore[attr-defined]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -58,6 +59,38 @@ def test_there_are_backbones() -> None:
 def test_shape(name: str, length: int) -> None:
     model = backbone(name, f"seq_len={LENGTH if length <= LENGTH else 2 * LENGTH}")
     assert logits(model, tokens(length)).shape == (BATCH, length, VOCAB)
+
+
+def numbers(node: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where a node and those within it hold numbers of their own."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from numbers(value)
+        elif type(value) in (int, float) and key not in Cell.model_fields:
+            yield node, key
+
+
+def complaint(at: Cell) -> str | None:
+    """Of a backbone that cannot be; None of one that runs."""
+    try:
+        model = build(at, "backbone", vocab_size=VOCAB)
+    except ConfigError as error:
+        return str(error)
+    assert logits(model, tokens()).isfinite().all()
+    return None
+
+
+@pytest.mark.parametrize("least", [-1, 0])
+def test_a_size_that_cannot_be_is_refused_and_named(name: str, least: int) -> None:
+    """Whatever number of a mixer is too small, it is told in one line; what is accepted runs."""
+    at = cell(f"backbone={name}", depth(name, 2))
+    own = None if name == "transformer" else "mixer"  # the dials of the block are the same for all
+    for i, (_, key) in enumerate(numbers(at.backbone[own] if own else at.backbone)):
+        changed = at.model_copy(deep=True)
+        node = [*numbers(changed.backbone[own] if own else changed.backbone)][i][0]
+        node[key] = type(node[key])(least)
+        told = complaint(changed)
+        assert told is None or (key in told and "\n" not in told)
 
 
 @pytest.mark.parametrize("length", [32, 64])

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card, Mixer, State, count_flops
+from arch_bench.mixers.sizes import at_least, head_width
 from arch_bench.norm import RMSNorm
 from arch_bench.ops import attention, local_attention
 from arch_bench.ops.kernel import Unsupported
@@ -59,11 +60,9 @@ class Attention(Mixer):
         kernel: str,
     ) -> None:
         super().__init__()
-        if n_heads < 1 or d_model % n_heads:
-            raise ValueError(f"n_heads={n_heads} must divide d_model={d_model}")
+        d_head = head_width(d_model, n_heads)
         if n_kv_heads < 1 or n_heads % n_kv_heads:
             raise ValueError(f"n_kv_heads={n_kv_heads} must divide n_heads={n_heads}")
-        d_head = d_model // n_heads
         if positions == "rotary" and d_head % 2:
             raise ValueError(f"positions=rotary needs an even head width, got {d_head} (d_model / n_heads)")
         self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
@@ -232,8 +231,7 @@ class LocalAttention(Attention):
     )
 
     def __init__(self, *, window: int, n_kv_heads: int, **heads: Unpack[HeadDials]) -> None:
-        if window < 1:
-            raise ValueError(f"window={window} must be at least 1")
+        at_least(1, window=window)
         self.window = window
         super().__init__(n_kv_heads=n_kv_heads, **heads)
 

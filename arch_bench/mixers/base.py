@@ -31,8 +31,8 @@ class Card(NamedTuple):
 class Mixer(nn.Module, ABC):
     """Moves information between positions: (batch, seq_len, d_model) -> the same shape, causally.
 
-    Constructors are keyword-only. The device is the default device at construction (`with torch.device(...)`), so
-    that a kernel is decided there, once.
+    Constructors are keyword-only, and raise ValueError for a size that cannot be, by its name. The device is the
+    default device at construction (`with torch.device(...)`), so that a kernel is decided there, once.
     """
 
     card: ClassVar[Card | None] = None

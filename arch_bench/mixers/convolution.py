@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card, Mixer, State, count_flops
+from arch_bench.mixers.sizes import at_least
 from arch_bench.ops.causal_conv import causal_conv, causal_conv_step, causal_window
 from arch_bench.ops.long_convolution import long_convolution
 
@@ -39,8 +40,7 @@ class TCN(Mixer):
 
     def __init__(self, *, d_model: int, d_conv: int, dilations: list[int], kernel: str) -> None:
         super().__init__()
-        if d_conv < 1:
-            raise ValueError(f"d_conv={d_conv} must be at least 1")
+        at_least(1, d_conv=d_conv)
         if not dilations or min(dilations) < 1:
             raise ValueError(f"dilations={dilations} must be one or more numbers of at least 1")
         self.choose(kernel, {"conv1d": None, "reference": None})
@@ -141,8 +141,9 @@ class Hyena(Mixer):
         kernel: str,
     ) -> None:
         super().__init__()
-        if filter_len < 2:
-            raise ValueError(f"filter_len={filter_len} must be at least 2")
+        at_least(0, d_conv=d_conv)
+        at_least(1, filter_width=filter_width)
+        at_least(2, filter_len=filter_len)
         if n_features < 3 or n_features % 2 == 0:
             raise ValueError(f"n_features={n_features} must be odd and at least 3: time, then cosines and sines")
         self.choose(kernel, {"fft": None, "reference": None})

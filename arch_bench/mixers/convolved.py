@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arch_bench.mixers.base import Mixer, State, count_flops
+from arch_bench.mixers.sizes import at_least
 from arch_bench.ops.causal_conv import causal_conv, causal_conv_step, causal_window
 
 
@@ -27,8 +28,7 @@ class ConvolvedMixer(Mixer):
 
     def _build_conv(self, n_channels: int, d_conv: int, bias: bool) -> None:
         """Without taps u = silu(projection)."""
-        if d_conv < 0:
-            raise ValueError(f"d_conv={d_conv} must be at least 1, or 0 for no convolution")
+        at_least(0, d_conv=d_conv)
         self.n_channels = n_channels
         self.conv1d = nn.Conv1d(n_channels, n_channels, d_conv, groups=n_channels, bias=bias) if d_conv else None
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card, Mixer
 from arch_bench.mixers.convolved import ConvolvedMixer
-from arch_bench.mixers.linear_attention import head_width
 from arch_bench.mixers.mamba2 import inverse_softplus_of_steps
+from arch_bench.mixers.sizes import head_width
 from arch_bench.ops.chunks import wide
 from arch_bench.ops.delta_rule import Heads, delta_rule, delta_rule_step, obstacles
 
@@ -53,7 +53,7 @@ class DeltaNet(ConvolvedMixer):
 
     def __init__(self, *, d_model: int, n_heads: int, d_conv: int, negative_eigenvalues: bool, kernel: str) -> None:
         super().__init__()
-        d_head = head_width(d_model, n_heads, "d_model")
+        d_head = head_width(d_model, n_heads)
         self._build((n_heads, d_head, d_head), d_model, d_conv)
         self._decide(kernel, negative_eigenvalues, is_gated=False)
 

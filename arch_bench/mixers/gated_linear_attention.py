@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card, Mixer, State
-from arch_bench.mixers.linear_attention import Inputs, LinearMixer, head_width
+from arch_bench.mixers.linear_attention import Inputs, LinearMixer
+from arch_bench.mixers.sizes import at_least, head_width
 from arch_bench.ops.chunks import wide
 from arch_bench.ops.linear_attention import Decay
 from arch_bench.positions import first_waves, rotate, waves
@@ -62,9 +63,10 @@ class RetNet(GatedLinearMixer):
 
     def __init__(self, *, d_model: int, n_heads: int, expand: int, kernel: str) -> None:
         Mixer.__init__(self)
-        d_head = head_width(d_model, n_heads, "d_model")
+        d_head = head_width(d_model, n_heads)
         if d_head % 2:
             raise ValueError(f"n_heads={n_heads} leaves d_head={d_head} of d_model={d_model}; a rotation needs it even")
+        at_least(1, expand=expand)
         self._build(d_model, n_heads, d_head, expand * d_head)
         self.norm = nn.LayerNorm(expand * d_head, NORM_EPS, elementwise_affine=False)
         self.register_buffer("log_decay", torch.log1p(-(2.0 ** (-5.0 - torch.arange(n_heads)))), persistent=False)
@@ -120,6 +122,7 @@ class GLA(GatedLinearMixer):
         Mixer.__init__(self)
         d_key = head_width(int(expand_k * d_model), n_heads, "expand_k * d_model")
         d_value = head_width(int(expand_v * d_model), n_heads, "expand_v * d_model")
+        at_least(1, d_gate=d_gate)
         self._build(d_model, n_heads, d_key, d_value)
         self.norm = nn.RMSNorm(d_value, NORM_EPS)
         self.decay_proj = nn.Sequential(nn.Linear(d_model, d_gate, bias=False), nn.Linear(d_gate, n_heads * d_key))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card, Mixer, State, count_flops
+from arch_bench.mixers.sizes import head_width
 from arch_bench.norm import RMSNorm
 from arch_bench.ops import attention
 from arch_bench.positions import Positions, alibi_slopes, first_waves, rotate, waves
@@ -46,9 +47,7 @@ class LatentAttention(Mixer):
         kernel: str,
     ) -> None:
         super().__init__()
-        if n_heads < 1 or d_model % n_heads:
-            raise ValueError(f"n_heads={n_heads} must divide d_model={d_model}")
-        self.n_heads, self.d_head = n_heads, d_model // n_heads
+        self.n_heads, self.d_head = n_heads, head_width(d_model, n_heads)
         self.d_rope = self.d_head // 4 * 2 if d_rope == "auto" else d_rope
         if self.d_rope < 2 or self.d_rope % 2:
             raise ValueError(f"d_rope={self.d_rope} must be even and at least 2")

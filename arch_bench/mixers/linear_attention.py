@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card, Mixer, State, count_flops, tensors
+from arch_bench.mixers.sizes import at_least, head_width
 from arch_bench.ops.chunks import wide
 from arch_bench.ops.linear_attention import Decay, Heads, linear_attention, linear_attention_step, obstacles
 
@@ -93,13 +94,6 @@ class LinearMixer(Mixer):
         return count_flops(*self._weights()) + 4 * self.n_heads * self.d_key * self.d_value
 
 
-def head_width(width: int, n_heads: int, what: str) -> int:
-    """Of each head; `what` is how the user knows the width. Raises ValueError if heads do not divide it."""
-    if n_heads < 1 or width % n_heads:
-        raise ValueError(f"n_heads={n_heads} must divide {what}={width}")
-    return width // n_heads
-
-
 class LinearAttention(LinearMixer):
     """Attention by a feature map phi instead of the exponential (Katharopoulos et al. 2020, eq. 10-12 and 16-20).
 
@@ -119,7 +113,7 @@ class LinearAttention(LinearMixer):
 
     def __init__(self, *, d_model: int, n_heads: int, kernel: str) -> None:
         super().__init__()
-        d_head = head_width(d_model, n_heads, "d_model")
+        d_head = head_width(d_model, n_heads)
         self._build(d_model, n_heads, d_head)
         self._decide(kernel, n_heads, d_head, d_head + 1)
 
@@ -161,9 +155,8 @@ class TaylorAttention(LinearAttention):
 
     def __init__(self, *, d_model: int, n_heads: int, d_feature: int, kernel: str) -> None:
         Mixer.__init__(self)
-        d_head = head_width(d_model, n_heads, "d_model")
-        if d_feature < 1:
-            raise ValueError(f"d_feature={d_feature} must be at least 1")
+        d_head = head_width(d_model, n_heads)
+        at_least(1, d_feature=d_feature)
         self._build(d_model, n_heads, d_feature)
         i, j = torch.triu_indices(d_feature, d_feature)
         weights = torch.ones(d_feature, d_feature).fill_diagonal_(0.5).sqrt()[i, j] * d_feature**-0.5

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card, Mixer, State, count_flops
+from arch_bench.mixers.sizes import at_least
 from arch_bench.ops.causal_conv import causal_conv, causal_conv_step, causal_window
 from arch_bench.ops.selective_scan import ScanInputs, obstacles, selective_scan, selective_scan_step
 
@@ -55,9 +56,11 @@ class Mamba(Mixer):
         kernel: str,
     ) -> None:
         super().__init__()
+        at_least(1, d_state=d_state, d_conv=d_conv, expand=expand)
         self.choose(kernel, obstacles(torch.get_default_device(), d_state))
         self.d_state, self.d_conv, self.d_inner = d_state, d_conv, expand * d_model
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        at_least(1, dt_rank=self.dt_rank)
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
         self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner)
         self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card
 from arch_bench.mixers.convolved import ConvolvedMixer
+from arch_bench.mixers.sizes import at_least
 from arch_bench.ops.chunks import wide
 from arch_bench.ops.fused import TRIAL, cast, missing, refusal
 from arch_bench.ops.linear_attention import Heads, linear_attention, linear_attention_step, obstacles
@@ -53,6 +54,7 @@ class Mamba2(ConvolvedMixer):
         self, *, d_model: int, d_state: int, d_head: int | Literal["auto"], d_conv: int, expand: int, kernel: str
     ) -> None:
         super().__init__()
+        at_least(1, d_state=d_state, expand=expand)
         d_inner = expand * d_model
         d_head = math.gcd(64, d_inner) if d_head == "auto" else d_head
         if d_head < 1 or d_inner % d_head:

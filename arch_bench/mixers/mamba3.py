@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card, Mixer, State, count_flops
 from arch_bench.mixers.mamba2 import inverse_softplus_of_steps
+from arch_bench.mixers.sizes import at_least
 from arch_bench.ops.chunks import wide
 from arch_bench.ops.fused import TRIAL, missing, refusal
 from arch_bench.ops.linear_attention import Heads, obstacles
@@ -85,6 +86,7 @@ class Mamba3(Mixer):
         kernel: str,
     ) -> None:
         super().__init__()
+        at_least(1, expand=expand)
         d_inner = expand * d_model
         d_head = math.gcd(64, d_inner) if d_head == "auto" else d_head
         if d_head < 1 or d_inner % d_head:

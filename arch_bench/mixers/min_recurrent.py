@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card, Mixer, State, count_flops
+from arch_bench.mixers.sizes import at_least
 from arch_bench.ops.linear_recurrence import OBSTACLES, linear_recurrence
 
 
@@ -32,8 +33,7 @@ class MinRecurrent(Mixer):
 
     def __init__(self, *, d_model: int, expand: int, kernel: str) -> None:
         super().__init__()
-        if expand < 1:
-            raise ValueError(f"expand={expand} must be at least 1")
+        at_least(1, expand=expand)
         self.choose(kernel, OBSTACLES)
         self.in_proj = nn.Linear(d_model, self.n_inputs * expand * d_model)
         self.out_proj = nn.Linear(expand * d_model, d_model, bias=False)

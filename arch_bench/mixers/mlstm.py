@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card, State
-from arch_bench.mixers.linear_attention import Inputs, LinearMixer, head_width
+from arch_bench.mixers.linear_attention import Inputs, LinearMixer
+from arch_bench.mixers.sizes import head_width
 from arch_bench.ops.chunks import wide
 from arch_bench.ops.linear_attention import Decay, linear_attention_step
 
@@ -46,7 +47,7 @@ class MLSTM(LinearMixer):
 
     def __init__(self, *, d_model: int, n_heads: int, forget_gate: Literal["sigmoid", "exp"], kernel: str) -> None:
         super().__init__()
-        d_head = head_width(d_model, n_heads, "d_model")
+        d_head = head_width(d_model, n_heads)
         if forget_gate not in ("sigmoid", "exp"):
             raise ValueError(f"forget_gate={forget_gate} is unknown here; choose from: sigmoid, exp")
         self.has_exp_forget_gate = forget_gate == "exp"

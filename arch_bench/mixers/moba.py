@@ -12,6 +12,7 @@ from torch import Tensor
 
 from arch_bench.mixers.attention import Attention, HeadDials
 from arch_bench.mixers.base import Card, State
+from arch_bench.mixers.sizes import at_least
 from arch_bench.ops import moba
 
 
@@ -34,9 +35,8 @@ class Moba(Attention):
     )
 
     def __init__(self, *, block: int, top_k: int, **heads: Unpack[HeadDials]) -> None:
-        for key, value, lowest in (("block", block, 1), ("top_k", top_k, 0)):
-            if value < lowest:
-                raise ValueError(f"{key}={value} must be at least {lowest}")
+        at_least(1, block=block)
+        at_least(0, top_k=top_k)
         self.choice = moba.Choice(block, top_k)
         super().__init__(n_kv_heads=heads["n_heads"], **heads)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from arch_bench.mixers.attention import Attention, HeadDials
 from arch_bench.mixers.base import Card, State, count_flops
+from arch_bench.mixers.sizes import at_least
 from arch_bench.ops import moba, nsa
 from arch_bench.ops.attention import attention_bias
 from arch_bench.ops.pattern import n_band_pairs
@@ -46,9 +47,8 @@ class NSA(Attention):
     )
 
     def __init__(self, *, n_kv_heads: int, block: int, top_k: int, window: int, **heads: Unpack[HeadDials]) -> None:
-        for key, value, lowest in (("block", block, 1), ("top_k", top_k, nsa.N_FIXED), ("window", window, 1)):
-            if value < lowest:
-                raise ValueError(f"{key}={value} must be at least {lowest}")
+        at_least(1, block=block, window=window)
+        at_least(nsa.N_FIXED, top_k=top_k)
         self.sizes = nsa.Sizes(block, top_k, window)
         super().__init__(n_kv_heads=n_kv_heads, **heads)
         self.gates = nn.Linear(heads["d_model"], 3 * self.n_heads, bias=False)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card
 from arch_bench.mixers.convolved import ConvolvedMixer
+from arch_bench.mixers.sizes import at_least, head_width
 from arch_bench.ops.linear_recurrence import OBSTACLES, linear_recurrence
 
 SHARPNESS = 8.0
@@ -38,14 +39,13 @@ class RGLRU(ConvolvedMixer):
 
     def __init__(self, *, d_model: int, n_heads: int, d_conv: int, expand: int, kernel: str) -> None:
         super().__init__()
+        at_least(1, expand=expand)
         width = expand * d_model
-        if n_heads < 1 or width % n_heads:
-            raise ValueError(f"n_heads={n_heads} must divide expand * d_model={width}")
+        d_head = head_width(width, n_heads, "expand * d_model")
         self.choose(kernel, OBSTACLES)
         self.state_shape = (width,)
         self.in_proj, self.gate_proj = (nn.Linear(d_model, width) for _ in range(2))
         self._build_conv(width, d_conv, bias=True)
-        d_head = width // n_heads
         self.W_r, self.W_i = (nn.Parameter(torch.randn(n_heads, d_head, d_head) * d_head**-0.5) for _ in range(2))
         self.bias = nn.Parameter(torch.zeros(2, width))
         kept = torch.empty(width).uniform_(*KEPT)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card, Mixer, State, count_flops
-from arch_bench.mixers.linear_attention import head_width
+from arch_bench.mixers.sizes import head_width
 from arch_bench.ops.chunks import wide
 from arch_bench.ops.generalised_delta_rule import (
     Heads,
@@ -54,7 +54,7 @@ class RWKV7(Mixer):
 
     def __init__(self, *, d_model: int, n_heads: int, kernel: str) -> None:
         super().__init__()
-        self.n_heads, self.d_head = n_heads, head_width(d_model, n_heads, "d_model")
+        self.n_heads, self.d_head = n_heads, head_width(d_model, n_heads)
         self.shift = nn.Parameter(torch.empty(len(SHIFT_POWERS), d_model))
         self.r, self.k, self.v, self.out = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
         self.w = _lora(d_model, 2.5, nn.Tanh())

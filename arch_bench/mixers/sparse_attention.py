@@ -13,6 +13,7 @@ from torch import Tensor
 
 from arch_bench.mixers.attention import Attention, HeadDials
 from arch_bench.mixers.base import Card
+from arch_bench.mixers.sizes import at_least
 from arch_bench.ops import block_sparse
 from arch_bench.ops.pattern import WindowGlobalRandom, tables
 
@@ -24,9 +25,8 @@ class SparseAttention(Attention):
     """
 
     def __init__(self, *, pattern: WindowGlobalRandom, **heads: Unpack[HeadDials]) -> None:
-        for key, lowest in {"window": 1, "block": 1, "n_global": 0, "n_random": 0}.items():
-            if (value := getattr(pattern, key)) < lowest:
-                raise ValueError(f"{key}={value} must be at least {lowest}")
+        at_least(1, window=pattern.window, block=pattern.block)
+        at_least(0, n_global=pattern.n_global, n_random=pattern.n_random)
         self.pattern = pattern
         super().__init__(n_kv_heads=heads["n_heads"], **heads)
 

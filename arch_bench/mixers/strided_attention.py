@@ -15,6 +15,7 @@ from torch import Tensor
 
 from arch_bench.mixers.attention import Attention, HeadDials, LocalAttention, local_obstacles, look_back
 from arch_bench.mixers.base import Card, State
+from arch_bench.mixers.sizes import at_least
 from arch_bench.ops import attention, block_sparse, local_attention
 from arch_bench.ops.dilated import dilated, n_dilated_pairs
 from arch_bench.ops.pattern import Stairs, n_band_pairs
@@ -36,8 +37,7 @@ class DilatedAttention(LocalAttention):
     card = Card("sparse attention", "2 window dilation d", "window d", "window d", "Beltagy et al. 2020")
 
     def __init__(self, *, window: int, dilation: int, **heads: Unpack[HeadDials]) -> None:
-        if dilation < 1:
-            raise ValueError(f"dilation={dilation} must be at least 1")
+        at_least(1, dilation=dilation)
         self.dilation = dilation
         super().__init__(window=window, n_kv_heads=heads["n_heads"], **heads)
 
@@ -132,8 +132,7 @@ class StridedAttention(NearAndFar):
 
     def __init__(self, *, stride: int, **heads: Unpack[HeadDials]) -> None:
         n_heads = heads["n_heads"]
-        if stride < 1:
-            raise ValueError(f"stride={stride} must be at least 1")
+        at_least(1, stride=stride)
         if n_heads % 2:
             raise ValueError(f"n_heads={n_heads} must be even: one half looks near, the other far")
         self.stride, self.reach, self.n_near = stride, stride + 1, n_heads // 2

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card, Mixer, State, count_flops
+from arch_bench.mixers.sizes import at_least, head_width
 from arch_bench.ops.causal_conv import causal_conv, causal_conv_step, causal_window
 from arch_bench.ops.slstm import OBSTACLES, Cell, empty_cell, slstm, slstm_step
 
@@ -36,10 +37,9 @@ class SLSTM(Mixer):
 
     def __init__(self, *, d_model: int, n_heads: int, d_conv: int, kernel: str) -> None:
         super().__init__()
-        if d_model % n_heads:
-            raise ValueError(f"n_heads={n_heads} must divide d_model={d_model}")
+        at_least(0, d_conv=d_conv)
         self.choose(kernel, OBSTACLES)
-        self.n_heads, d_head = n_heads, d_model // n_heads
+        self.n_heads, d_head = n_heads, head_width(d_model, n_heads)
         self.conv1d = nn.Conv1d(d_model, d_model, d_conv, groups=d_model) if d_conv else None
         self.W_if, self.W_zo = (nn.Parameter(torch.empty(n_heads, d_head, 2 * d_head)) for _ in range(2))
         self.R = nn.Parameter(torch.zeros(n_heads, d_head, 4 * d_head))
