@@ -55,6 +55,9 @@ def _unknown_key(error: OmegaConfBaseException, overrides: Sequence[str]) -> str
     group = key.partition(".")[0]
     if any(each.startswith(f"{group}=") and "," in each for each in overrides):
         return f"{key} is not a key of the default {group}; in a sweep over {group}, write ++{key} to set it in each"
+    if key.rpartition(".")[0] == "backbone.mixer" and "_target_" not in parent:
+        typed = next((each for each in overrides if each.startswith(f"{key}.")), f"{key}.KEY=VALUE")
+        return f"{key} is not a key of this backbone; a mixer of its pattern is changed by a + before: +{typed}"
     owner = f"{key.rpartition('.')[0]} has" if "." in key else "there are"
     return f"{key} is not a key; {owner}: {', '.join(known)}{_guess(key.rpartition('.')[2], known)}"
 

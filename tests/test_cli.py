@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.errors import OverrideParseException
+from hydra.errors import ConfigCompositionException, OverrideParseException
 
 from arch_bench import results
 from arch_bench.complaint import one_line
@@ -223,3 +223,13 @@ def test_what_is_no_key_and_value_is_told_so(argument: str) -> None:
     with pytest.raises(OverrideParseException) as refused:
         compose([argument])
     assert one_line(refused.value) == f"{argument}: cannot be read; write KEY=VALUE, as seed=1"
+
+
+@pytest.mark.parametrize("override", ["backbone.mixer.rg_lru.expand=2", "backbone.mixer.mamba.d_state=4"])
+def test_a_mixer_of_a_pattern_is_told_how_to_be_changed(override: str) -> None:
+    overrides = ["backbone=hybrid", "backbone.pattern=[mamba,rg_lru]", override]
+    with pytest.raises(ConfigCompositionException) as refused:
+        compose(overrides)
+    advice = one_line(refused.value, overrides).rpartition(": ")[2]
+    mixer, key, value = override.removeprefix("backbone.mixer.").replace("=", ".").split(".")
+    assert str(cell_of(compose([*overrides[:2], advice])).backbone["mixer"][mixer][key]) == value
