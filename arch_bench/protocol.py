@@ -6,8 +6,10 @@ A protocol gives its cells in rounds, and chooses the next round by the rows of 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Generator, Iterable
+from statistics import fmean
 from typing import NamedTuple
 
 from arch_bench.config import Cell
@@ -48,22 +50,25 @@ class Quick:
 
 
 class Fair:
-    """The learning rate of each backbone by validation, at one seed; then every seed at that rate.
+    """The learning rate of each backbone by validation, at the first seeds; then every seed at that rate.
 
     Cells that train nothing have the same widths, and are else as they are given. Of a backbone with a training that
     crashed or ran out of time no rate is chosen: what that finds when it is tried again might change it.
     """
 
-    def __init__(self, *, n_rates: int, ratio: float, max_extensions: int, match: bool) -> None:
+    def __init__(self, *, n_rates: int, n_scan_seeds: int, ratio: float, max_extensions: int, match: bool) -> None:
         if n_rates < 1 or max_extensions < 0:
             raise ValueError(f"n_rates={n_rates}, max_extensions={max_extensions}: needs at least 1 and 0")
+        if n_scan_seeds < 1:
+            raise ValueError(f"n_scan_seeds={n_scan_seeds}: needs at least 1")
         if ratio <= 1:
             raise ValueError(f"ratio={ratio:g}: needs more than 1")
         self._n_rates, self._ratio, self._max_extensions, self._match = n_rates, ratio, max_extensions, match
+        self._n_scan_seeds = n_scan_seeds
 
     def rounds(self, cells: list[Cell]) -> Rounds:
         trained, others = parted(cells, self._match)
-        scans = [_Scan(contenders, self._rates(contenders)) for contenders in _contenders(trained)]
+        scans = [_Scan(each, self._rates(each), self._n_scan_seeds) for each in _contenders(trained)]
         n_finals = sum(len(scan.seeds) for scan in scans) + len(others)
         due = [cell for scan in scans for cell in scan.due()]
         while due:
@@ -92,26 +97,30 @@ class Fair:
 class _Scan:
     """The rates tried for one contender, and what came of them."""
 
-    def __init__(self, cells: list[Cell], rates: dict[float, float]) -> None:
+    def __init__(self, cells: list[Cell], rates: dict[float, float], n_scan_seeds: int) -> None:
         self._first, self._rates = cells[0], rates
-        self._losses: dict[float, float | None] = {}
-        """By rate; None where training failed."""
+        self._losses: dict[float, dict[int, float | None]] = {}
+        """By rate and seed; None where training failed."""
         self._n_extensions = 0
         self.is_open = False
         """A rate has no result yet, but may have one."""
         self.name = f"{self._first.backbone_name} on {self._first.task_name}, seq_len {self._first.seq_len}"
         self.seeds = list(dict.fromkeys(cell.seed for cell in cells))
+        self._scan_seeds = self.seeds[:n_scan_seeds]
 
     def due(self) -> list[Cell]:
         cells = [_with_rate(self._first, rate) for rate in self._rates if rate not in self._losses]
-        return [cell.model_copy(update={"phases": ["scan"]}) for cell in cells]
+        return [
+            cell.model_copy(update={"phases": ["scan"], "seed": seed}) for cell in cells for seed in self._scan_seeds
+        ]
 
     def learn(self, answers: Answers) -> None:
         """Take in those that are of this contender."""
         mine = _identity(self._first)
         for cell, rows in answers:
             if _identity(cell) == mine:
-                self._losses[cell.optim.lr] = next((loss for row in rows if (loss := _loss(row)) is not None), None)
+                loss = next((loss for row in rows if (loss := _loss(row)) is not None), None)
+                self._losses.setdefault(cell.optim.lr, {})[cell.seed] = loss
                 self.is_open |= not rows or any(row.status in RETRIED for row in rows)
 
     def extend(self, ratio: float, at_most: int) -> None:
@@ -129,16 +138,22 @@ class _Scan:
         rate = self._first.optim.lr if best is None else best
         chosen = f"optim.lr={rate:g}: none of {len(tried)} rates could be trained"
         if best is not None:
+            seeds = ", ".join(map(str, self._scan_seeds))
+            at = f"at seed {seeds}" if len(self._scan_seeds) == 1 else f"as a mean of seeds {seeds}"
             chosen = (
-                f"optim.lr={rate:g}: validation loss {self._losses[best]:.4g}, the lowest of {len(tried)} rates "
-                f"from {tried[0]:g} to {tried[-1]:g} at seed {self.seeds[0]}"
+                f"optim.lr={rate:g}: validation loss {self._mean_loss(best):.4g}, the lowest of {len(tried)} rates "
+                f"from {tried[0]:g} to {tried[-1]:g} {at}"
             )
         cell = _with_rate(self._first, rate)
         return [cell.model_copy(update={"seed": seed, "chosen": chosen}) for seed in self.seeds]
 
     def _best(self) -> float | None:
-        losses = {rate: loss for rate, loss in self._losses.items() if loss is not None}
-        return min(losses, key=lambda rate: losses[rate], default=None)
+        working = [rate for rate in self._losses if self._mean_loss(rate) < math.inf]
+        return min(working, key=self._mean_loss, default=None)
+
+    def _mean_loss(self, rate: float) -> float:
+        """Mean over the seeds; infinite where one of them failed."""
+        return fmean(math.inf if loss is None else loss for loss in self._losses[rate].values())
 
 
 def _loss(row: Row) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cells import cell, row
@@ -19,8 +20,8 @@ HERE = Path("unused")
 BASE = 1e-2
 
 
-def fair(n_rates: int = 3, ratio: float = 10.0, max_extensions: int = 3, match: bool = False) -> Fair:
-    return Fair(n_rates=n_rates, ratio=ratio, max_extensions=max_extensions, match=match)
+def fair(**dials: Any) -> Fair:
+    return Fair(**{"n_rates": 3, "n_scan_seeds": 1, "ratio": 10.0, "max_extensions": 3, "match": False} | dials)
 
 
 def played(protocol: Fair | Grid | Quick, cells: list[Cell], answer: Callable[[Cell], list[Row]]) -> list[Round]:
@@ -98,6 +99,28 @@ def test_rates_that_are_given_are_those_tried() -> None:
     first, second, last = played(fair(ratio=math.sqrt(10), max_extensions=1), given, bowl(1.0))
     assert (rates(first), rates(second)) == ([3e-3, 3e-2], [0.0949])
     assert [(one.seed, one.optim.lr) for one in last.cells] == [(0, 0.0949), (1, 0.0949)]
+
+
+@pytest.mark.parametrize(("n", "rate", "seeds_told"), [(1, 0.1, "at seed 4"), (2, 0.01, "as a mean of seeds 4, 5")])
+def test_luck_at_one_seed_chooses_no_rate_of_several(n: int, rate: float, seeds_told: str) -> None:
+    def answer(one: Cell) -> list[Row]:
+        is_lucky = (one.optim.lr, one.seed) == (0.1, 4)
+        return by_loss(lambda lr: 0.1 if is_lucky else {1e-3: 3.0, 1e-2: 1.0, 1e-1: 2.0}[lr])(one)
+
+    first, last = played(fair(n_scan_seeds=n, max_extensions=0), seeds(4, 5, 6), answer)
+    assert [(one.optim.lr, one.seed) for one in first.cells] == [
+        (lr, i) for lr in (1e-3, 1e-2, 1e-1) for i in [4, 5][:n]
+    ]
+    assert [(one.optim.lr, one.seed) for one in last.cells] == [(rate, 4), (rate, 5), (rate, 6)]
+    assert last.cells[0].chosen.endswith(f"from 0.001 to 0.1 {seeds_told}")
+
+
+def test_a_rate_that_fails_at_one_of_its_seeds_is_not_chosen() -> None:
+    def answer(one: Cell) -> list[Row]:
+        return by_loss(lambda lr: None if (lr, one.seed) == (1e-1, 1) else 1 / lr)(one)
+
+    first, last = played(fair(n_scan_seeds=5), seeds(0, 1), answer)
+    assert (len(first.cells), rates(last)) == (6, [1e-2, 1e-2])
 
 
 def test_each_backbone_has_its_own_rate() -> None:
@@ -181,6 +204,7 @@ def test_the_others_take_all_cells_or_the_first_of_each() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("protocol.n_scan_seeds=0", "protocol=fair: protocol.n_scan_seeds=0: needs at least 1"),
         ("protocol.n_rates=0", "protocol=fair: protocol.n_rates=0, max_extensions=3: needs at least 1 and 0"),
         ("protocol.ratio=1.0", "protocol=fair: protocol.ratio=1: needs more than 1"),
         ("protocol.match=maybe", "protocol.match=maybe: input should be a valid boolean"),
