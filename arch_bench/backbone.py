@@ -106,6 +106,15 @@ class Backbone(nn.Module):
         """Whether no position sees a later one, as a decoder needs it."""
         return all(block.mixer.is_causal for block in self._stack)
 
+    def stepping(self) -> list[nn.Module]:
+        """What a decoded token passes after its embedding; of the tables before it reads a row."""
+        return [*self.blocks, self.norm, self.head]
+
+    @property
+    def keeps_precision(self) -> bool:
+        """Whether a mixer computes in its weights' precision, also under autocast."""
+        return any(block.mixer.keeps_precision for block in self._stack)
+
     @property
     def counts_all_flops(self) -> bool:
         """Whether `flops_per_token` holds all of them."""

@@ -45,6 +45,8 @@ def matmul_tflops(watch: Stopwatch, device: torch.device, precision: str) -> flo
 def copy_gb_per_s(watch: Stopwatch, device: torch.device) -> float:
     """The rate of copying one buffer to another, in 10^9 bytes."""
     n = COPY_BYTES.get(device.type, COPY_BYTES["cpu"])
+    if device.type == "cuda":  # else what was timed before would be lost for want of room
+        n = min(n, torch.cuda.mem_get_info(device)[0] // 4)
     source = torch.ones(n, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     return 2 * n / _median_ms(lambda: target.copy_(source), watch) / 1e6

@@ -9,7 +9,7 @@ import time
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from arch_bench.backbone import Backbone
 from arch_bench.ceiling import copy_gb_per_s
@@ -50,7 +50,7 @@ def measure(cell: Cell, context_len: int) -> Outcome:
         sizes = {"vocab_size": vocab_size, "max_len": total, "context_len": context_len}
         backbone: Backbone = build(cell, "backbone", **sizes).eval()
         metrics: Metrics = _sizes(backbone, context_len)
-        memory.restart()  # those states, and the trial of attention's backends
+        memory.restart(backbone.parameters())  # without those states, and the trial of attention's backends
         start, prompt_metrics = _start(cell, backbone, context_len, watch)
         metrics |= prompt_metrics | _decoded(backbone, start, cell, watch) | {"peak_mem_bytes": memory.read()}
     metrics |= {"batching": cell.decode.batching, "batch_size": start.batch_size}
@@ -195,9 +195,9 @@ def _traffic(
 
 
 def _weight_bytes(backbone: Backbone, precision: str) -> int:
-    """Of all weights that a token meets, in the precision that they are multiplied in."""
-    looked_up = 0 if backbone.head.weight is backbone.embedding.weight else backbone.embedding.weight.numel()
-    mixers = [mixer for mixer in backbone.modules() if isinstance(mixer, Mixer) and mixer.keeps_precision]
+    """Of all weights that a token meets, in the precision that they are multiplied in; of tables it reads one row."""
+    met = nn.ModuleList(backbone.stepping())
+    mixers = [mixer for mixer in met.modules() if isinstance(mixer, Mixer) and mixer.keeps_precision]
     kept = sum(weight.numel() for mixer in mixers for weight in mixer.parameters())
-    rounded = backbone.n_params() - looked_up - kept
+    rounded = sum(weight.numel() for weight in met.parameters()) - kept
     return 4 * kept + (2 if precision == "bf16" else 4) * rounded

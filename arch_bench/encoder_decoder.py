@@ -8,7 +8,7 @@ from typing import Protocol, Unpack, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from arch_bench.backbone import Backbone
 from arch_bench.block import Block, BlockDials
@@ -102,6 +102,9 @@ class EncoderDecoder(Backbone):
     def _decoder(self) -> list[Block]:
         """Self-attention and cross attention in turn."""
         return self._stack[self._n_layers :]
+
+    def stepping(self) -> list[nn.Module]:
+        return [*self._decoder, self.norm, self.head]
 
     @property
     def _layers(self) -> list[tuple[Block, Block]]:

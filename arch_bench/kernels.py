@@ -12,7 +12,7 @@ from arch_bench import gate
 from arch_bench.backbone import Backbone
 from arch_bench.config import Cell, ConfigError, with_kernel
 from arch_bench.graph import capture
-from arch_bench.measure import PeakMemory, Stopwatch, Timing, pick_device, warm_up
+from arch_bench.measure import PeakMemory, Stopwatch, Timing, forget_workspaces, pick_device, warm_up
 from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import autocast, pick_precision
@@ -48,11 +48,14 @@ def measure(cell: Cell, seq_len: int, name: str) -> Outcome:
     memory = PeakMemory(device, is_fresh=cell.isolate)
     contest = _contest(cell, seq_len, name, device)
     watch = Stopwatch(device)
-    forward, both = _captured(contest.forward, device), _captured(contest.both, device)
-    metrics: Metrics = {"step": "graph" if forward.is_graph and both.is_graph else "eager"}
-    for what, call in {"forward": forward, "forward_backward": both}.items():
+    metrics: Metrics = {"step": "graph"}
+    for what, run in {"forward": contest.forward, "forward_backward": contest.both}.items():
+        call = _captured(run, device)
         times = _timed(call.run, contest, watch, cell)
         metrics |= {**Timing(times).summary(what), "n_timed": len(times)}
+        metrics |= {} if call.is_graph else {"step": "eager"}
+        del call  # a graph keeps what it computes with: two of them, or one beside the plain pass, may be too much
+        memory.restart()
     return Outcome(seq_len=seq_len, kernel=name, metrics=metrics | contest.facts | _memory(contest, memory))
 
 
@@ -64,6 +67,9 @@ class Contest(NamedTuple):
     refill: Callable[[int], None]
     """Puts the i-th input where the next call reads it."""
     facts: Metrics
+    device: torch.device
+    living: list[Tensor]
+    """What is there before the first call."""
 
 
 def _contest(cell: Cell, seq_len: int, name: str, device: torch.device) -> Contest:
@@ -107,7 +113,7 @@ def _prepared(
     def refill(i: int) -> None:
         x.copy_(inputs[i % N_INPUTS])
 
-    return Contest(forward, both, refill, facts)
+    return Contest(forward, both, refill, facts, device, [*inputs, x, upstream, *weights])
 
 
 class Call(NamedTuple):
@@ -149,7 +155,9 @@ def _timed(run: Callable[[], object], contest: Contest, watch: Stopwatch, cell: 
 
 def _memory(contest: Contest, memory: PeakMemory) -> Metrics:
     """Bytes at the peak of forward and backward without a graph, and without what lived before."""
-    before = memory.restart()
+    if forget_workspaces(contest.device):
+        contest.both()
+    before = memory.restart(contest.living)
     contest.both()
     peak = memory.read()
     if peak is None or before is None:

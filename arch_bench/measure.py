@@ -5,12 +5,13 @@ Time: a first step, which compiles and captures, counts apart. Then warm up unti
 bracketed by events and the stream is synchronised once, at the end (after each step, where one takes over 0.1 s);
 elsewhere by a wall clock. Figures are medians with the 10th and 90th percentile; `tokens_per_s` is by the wall clock
 of the same window, host time included. Memory of a training step: a separate pass, without a graph; on CUDA the
-allocator's peak, on the CPU the growth of the process's peak resident memory over what it was before the model (fresh
-process only).
+allocator's peak, on the CPU (fresh process only) what lives between steps, and by how much the process's resident
+memory grows in one; where that peak cannot be set back (macOS), its growth since before the model.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import itertools
 import os
@@ -19,11 +20,12 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from arch_bench.config import ConfigError
 
@@ -203,15 +205,21 @@ class PeakMemory:
 
     def __init__(self, device: torch.device, *, is_fresh: bool) -> None:
         self._device = device
-        self._is_fresh = is_fresh
-        self._baseline = _peak_resident_bytes()
+        self._is_told = is_fresh and device.type == "cpu"
+        self._living, self._baseline = 0, _peak_resident_bytes()
         self.restart()
 
-    def restart(self) -> int | None:
-        """Forget earlier peaks where the device can (CUDA), and return the bytes that are allocated now."""
+    def restart(self, living: Iterable[Tensor] = ()) -> int | None:
+        """Forget earlier peaks where that can be done, and return the bytes that live now.
+
+        living: what does, on a CPU, where nobody counts it.
+        """
         gc.collect()
         if self._device.type != "cuda":
-            return None
+            if not (self._is_told and _forget_peak_resident()):
+                return None
+            self._living, self._baseline = sum(x.nbytes for x in living), _peak_resident_bytes()
+            return self._living
         torch.cuda.synchronize(self._device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self._device)
@@ -222,12 +230,31 @@ class PeakMemory:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             return torch.cuda.max_memory_allocated(self._device)
-        is_told = self._is_fresh and self._device.type == "cpu"
-        return _peak_resident_bytes() - self._baseline if is_told else None
+        return self._living + _peak_resident_bytes() - self._baseline if self._is_told else None
 
     def read_reserved(self) -> int:
         """Bytes that CUDA's allocator has taken from the device at the most."""
         return torch.cuda.max_memory_reserved(self._device)
+
+
+def forget_workspaces(device: torch.device) -> bool:
+    """Free what cuBLAS keeps for each stream it has run on, those of warm-ups and captures too: 32 MiB each on Hopper.
+
+    Returns whether there was anything to forget: the next product takes a workspace anew.
+    """
+    if device.type == "cuda":
+        torch._C._cuda_clearCublasWorkspaces()
+    return device.type == "cuda"
+
+
+def _forget_peak_resident() -> bool:
+    """Give what is free back to the system, for it would be used again unseen, and begin with what is left."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (AttributeError, OSError):  # no GNU C library, no Linux
+        return False
+    return True
 
 
 def _peak_resident_bytes() -> int:

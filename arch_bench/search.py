@@ -1,11 +1,9 @@
-"""The longest length that still works, by doubling and then halving the gap."""
+"""The longest length that still works, by doubling and then halving the gap, to an eighth of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-N_HALVINGS = 3
-"""After the first failure: what is found is within an eighth of the limit."""
 STEP = 128
 """Lengths are multiples of it: the block of most kernels."""
 
@@ -24,7 +22,7 @@ def lengths(found: Callable[[], Mapping[int, str]]) -> Iterator[int]:
     while not high:
         yield 2 * low
         low, high = (2 * low, 0) if found()[2 * low] == "ok" else (low, 2 * low)
-    for _ in range(N_HALVINGS):
+    while high - low > max(STEP, low // 8):
         middle = (low + high) // 2 // STEP * STEP
         if middle <= low:
             return

@@ -12,7 +12,7 @@ from arch_bench.backbone import TRAIN_PER_FORWARD
 from arch_bench.ceiling import ceilings
 from arch_bench.config import Cell
 from arch_bench.energy import joules_per_call
-from arch_bench.measure import Clock, Mark, PeakMemory, Stopwatch, Timing, pick_device, warm_up
+from arch_bench.measure import Clock, Mark, PeakMemory, Stopwatch, Timing, forget_workspaces, pick_device, warm_up
 from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import autocast, pick_precision
@@ -47,7 +47,7 @@ def measure(cell: Cell, seq_len: int, team: Team = SOLO) -> Outcome:
     metrics |= {"n_warmup": len(warm_times), "warmup_s": sum(warm_times)} | step.facts()
     metrics |= _energy(step, watch, device)
     metrics |= _largest(step.memory(memory), team)
-    metrics |= _utilisation(metrics, step, ceilings(device, pick_precision(cell.precision, device)))
+    metrics |= _utilisation(metrics, step, ceilings(device, step.precision))
     return Outcome(seq_len=seq_len, kernel=team.together(step.backbone.kernel), metrics=metrics)
 
 
@@ -66,7 +66,8 @@ def _utilisation(metrics: Metrics, step: TrainingStep, ceiling: dict[str, float]
     """Model FLOPs (those of matrix products that the mathematics asks for) against what the device can do.
 
     `matmul_share` is of the rate measured in this process, `mfu` of the data sheet's dense peak, where it is known.
-    A mixer that does not know all of its FLOPs leaves only what the device can do.
+    A mixer that does not know all of its FLOPs leaves only what the device can do, one that computes in fp32 whatever
+    the precision is (an LSTM) no shares.
     """
     if not step.backbone.counts_all_flops:
         return {**ceiling}
@@ -76,6 +77,8 @@ def _utilisation(metrics: Metrics, step: TrainingStep, ceiling: dict[str, float]
     found: Metrics = {"flops_per_token": per_token, "elementwise_flops_per_token": elementwise, "tflops": tflops}
     found |= ceiling
     each = tflops / step.team.size
+    if step.backbone.keeps_precision and step.precision != "fp32":
+        return found  # those rates are of another precision than the model's products
     found["matmul_share"] = each / ceiling["matmul_tflops"]
     return found | ({"mfu": each / ceiling["peak_tflops"]} if "peak_tflops" in ceiling else {})
 
@@ -91,13 +94,13 @@ def _timed(step: TrainingStep, watch: Stopwatch, cell: Cell, *, is_slow: bool) -
         steps.append(step())
         if is_slow:
             watch.synchronise()
-            parts.append(_parts(steps[-1], watch))
+            parts.append(_parts(steps[-1].parts, watch))
     watch.synchronise()
     wall_s = clock() - started
     metrics: Metrics = dict(Timing([watch.between_ms(s.start, s.end) for s in steps]).summary("train_step"))
     if not is_slow:
         is_replay = step.step.kind == "graph"
-        parts = _parts_of_replays(step, watch, cell) if is_replay else [_parts(s, watch) for s in steps]
+        parts = _parts_of_replays(step, watch, cell) if is_replay else [_parts(s.parts, watch) for s in steps]
     forward, both = zip(*parts, strict=True)
     metrics |= Timing(forward).summary("forward") | Timing(both).summary("forward_backward")
     return metrics | {"tokens_per_s": step.n_tokens * len(steps) / wall_s, "n_timed": len(steps)}
@@ -110,13 +113,13 @@ def _parts_of_replays(step: TrainingStep, watch: Stopwatch, cell: Cell) -> list[
     while not _is_enough(len(parts), started, cell, step.team.clock):
         one = step()
         watch.synchronise()
-        parts.append(_parts(one, watch))
+        parts.append(_parts(one.parts, watch))
     return parts
 
 
-def _parts(step: Step, watch: Stopwatch) -> tuple[float, float]:
+def _parts(parts: Parts, watch: Stopwatch) -> tuple[float, float]:
     """Milliseconds of forward, and of forward and backward together."""
-    return watch.between_ms(step.start, step.forward), watch.between_ms(step.start, step.backward)
+    return watch.between_ms(parts.start, parts.forward), watch.between_ms(parts.start, parts.backward)
 
 
 def _is_enough(n_done: int, started: float, cell: Cell, clock: Clock) -> bool:
@@ -134,7 +137,7 @@ class TrainingStep:
         except ValueError as error:
             raise Unsupported(str(error)) from error
         torch.manual_seed(cell.seed)
-        precision = pick_precision(cell.precision, device)
+        self.precision = precision = pick_precision(cell.precision, device)
         with device, autocast(precision, device):
             self.backbone = build(cell, "backbone", vocab_size=task.vocab_size, max_len=seq_len)
         self.gate = gate.check(cell, self.backbone, precision, vocab_size=task.vocab_size, max_len=seq_len)
@@ -152,20 +155,20 @@ class TrainingStep:
             kind=pick_step(cell.step, device, team.strategy),
             precision=precision,
             loss_kernel=cell.loss_kernel,
-            after_part=self._mark_part,
+            at_part=self._mark_part,
             team=team,
         )
         rngs = [stream(cell.seed, "train", i, device) for i in range(N_BATCHES)]
         batches = [list_scored(task.sample(self.batch_size, rng, device), task.max_scored) for rng in rngs]
         self.n_scored = int((batches[0].targets != IGNORE).sum())
-        self._batches = itertools.cycle([batch.map(lambda x: team.place.part(x, 0)) for batch in batches])
+        mine = [batch.map(lambda x: team.place.part(x, 0)) for batch in batches]
+        self._batches, self._inputs = itertools.cycle(mine), [x for batch in mine for x in batch if x is not None]
         self._watch = watch
 
     def __call__(self) -> Step:
         start = self._watch.mark()
         self.step(next(self._batches))
-        forward, backward = self._parts
-        return Step(start, forward, backward, self._watch.mark())
+        return Step(start, Parts(*self._parts), self._watch.mark())
 
     @property
     def n_tokens(self) -> int:
@@ -193,26 +196,40 @@ class TrainingStep:
         """Bytes at the peak of one step. To be asked last: it gives up the graph.
 
         `peak_mem_bytes` is all that lives then; `activation_bytes` without what lives between steps (parameters,
-        optimiser, batches), so gradients included; `reserved_bytes` what the allocator has taken from the device.
+        optimiser, batches, a workspace of cuBLAS), so gradients included; `reserved_bytes` what CUDA's allocator has
+        taken from the device.
         """
         self.step.release()
         self.step.optimizer.zero_grad(set_to_none=True)  # which an eager step has left alive
-        between_steps = memory.restart()
-        self.step.once_without_graph(next(self._batches))
+        if forget_workspaces(self.step.device):
+            self._step_without_graph()
+        between_steps = memory.restart([*self.step.tensors(), *self._inputs])
+        self._step_without_graph()
         peak = memory.read()
         if peak is None or between_steps is None:
             return {"peak_mem_bytes": peak}
-        reserved = memory.read_reserved()
-        return {"peak_mem_bytes": peak, "activation_bytes": peak - between_steps, "reserved_bytes": reserved}
+        found: Metrics = {"peak_mem_bytes": peak, "activation_bytes": peak - between_steps}
+        return found | ({"reserved_bytes": memory.read_reserved()} if self.step.device.type == "cuda" else {})
 
     def _mark_part(self) -> None:
-        self._parts = [*self._parts[-1:], self._watch.mark()]
+        self._parts = [*self._parts[-2:], self._watch.mark()]
+
+    def _step_without_graph(self) -> None:
+        self.step.once_without_graph(next(self._batches))
+        self.step.optimizer.zero_grad(set_to_none=True)
 
 
-class Step(NamedTuple):
-    """When a step began, when its parts ended, and when it ended."""
+class Parts(NamedTuple):
+    """When the forward pass began and ended, and when the backward pass did; inside the graph, if the step is one."""
 
     start: Mark
     forward: Mark
     backward: Mark
+
+
+class Step(NamedTuple):
+    """When a step began and ended, the time to launch it included."""
+
+    start: Mark
+    parts: Parts
     end: Mark

@@ -113,7 +113,8 @@ class TrainStep:
         kind: eager | compiled | graph; a graph is compiled, then captured.
         precision: as the autocast of `arch_bench.precision`.
         loss_kernel: auto, or as `arch_bench.ops.linear_cross_entropy` names them.
-        after_part: called after the forward pass and after the backward pass of every step that is not a replay.
+        at_part: called before the forward pass, after it, and after the backward pass of every step that is not a
+            replay.
         team: the processes that take the step together, each on its part of the batch.
 
     Raises:
@@ -129,7 +130,7 @@ class TrainStep:
         kind: str,
         precision: str,
         loss_kernel: str,
-        after_part: Callable[[], None] = _nothing,
+        at_part: Callable[[], None] = _nothing,
         team: Team = SOLO,
     ) -> None:
         self.backbone = backbone
@@ -147,7 +148,7 @@ class TrainStep:
         self._rates = optim.lr * rate_factor(steps, max_steps, optim)  # a table: one look-up a step, not 15 kernels
         self.team.share(backbone)
         self.optimizer = make_optimizer(backbone, optim, self.rate)
-        self._optim, self._precision, self._after_part = optim, precision, after_part
+        self._optim, self._precision, self._at_part = optim, precision, at_part
         self.loss_kernel = choose_loss_kernel(
             loss_kernel, backbone.head.out_features, optim.label_smoothing, self.device
         )
@@ -199,13 +200,14 @@ class TrainStep:
 
     def _step(self, batch: Scored) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+        self._at_part()
         with autocast(self._precision, self.device):
             loss = self._loss(self.backbone, batch, **self._options)
-        self._after_part()
+        self._at_part()
         loss, mean_loss = self.team.pool(loss, batch.targets)
         loss.backward()
         self.team.exchange([p.grad for p in self.backbone.parameters() if p.grad is not None])
-        self._after_part()
+        self._at_part()
         self._update(mean_loss)
 
     def _updated(self, loss: Tensor) -> None:

@@ -87,3 +87,18 @@ def test_weights_that_stay_in_fp32_are_counted_so(name: str, kept: int) -> None:
     )
     assert decode._weight_bytes(backbone, "fp32") == 4 * backbone.n_params()
     assert decode._weight_bytes(backbone, "bf16") == 2 * backbone.n_params() + 2 * kept
+
+
+def test_weights_that_no_token_meets_are_not_moved() -> None:
+    """The table of positions, of which one row is read, and what encodes the source."""
+    plain, learned = (
+        build(cell_of(compose([*SMALL, "backbone=lstm", f"backbone.positions={kind}"])), "backbone", vocab_size=64)
+        for kind in ("none", "learned")
+    )
+    assert decode._weight_bytes(learned, "fp32") == decode._weight_bytes(plain, "fp32")
+    both = build(
+        cell_of(compose([*SMALL, "backbone=encoder_decoder"])), "backbone", vocab_size=64, n_source=lambda n: n // 2
+    )
+    encoder = sum(p.numel() for block in both._encoder for p in block.parameters())
+    outside = encoder + sum(p.numel() for p in both.source_norm.parameters())
+    assert decode._weight_bytes(both, "fp32") == 4 * (both.n_params() - outside)
