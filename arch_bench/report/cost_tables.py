@@ -26,8 +26,8 @@ def scaling(study: Study) -> Table | None:
     ]
     columns = ["task", "measured", "backbone", "time as L^", "prefill as L^", "activations as L^", "fitted over"]
     note = "Time is that of a training step, or of a decoded token. Exponents: least squares through the three longest "
-    note += "lengths measured at one batch size, and the 95 % interval of Student's t. State: bytes for each token of "
-    note += "the longest context."
+    note += "lengths measured at one batch size, and the least and the greatest slope between neighbouring ones: what "
+    note += "bends has no one exponent. State: bytes for each token of the longest context."
     return build("Scaling", note, [*columns, "longest that fits", "stopped by", "state per token"], lines)
 
 

@@ -140,7 +140,8 @@ def _section(draft: Section) -> Section:
 
 def _exponents(rows: Sequence[Sequence[Panel]]) -> str:
     is_shown = any(panel.slopes for row in rows for panel in row)
-    return " L^ beside the axes: the exponent that a line grows with, over its three longest lengths." * is_shown
+    text = " L^ beside the axes: the exponent fitted to the three longest lengths of a line; how far its slope changes "
+    return f"{text}between them stands in the table of scaling." * is_shown
 
 
 def _width(study: Study) -> str:

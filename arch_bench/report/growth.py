@@ -13,6 +13,8 @@ from arch_bench.results import Kind
 
 MOST_PASSED = 3
 """Series that one sentence says were passed."""
+BRACKETS = "in brackets the least and the greatest slope between neighbouring lengths"
+"""Said where they stand, because in the sentences around it brackets are intervals over seeds."""
 
 
 def passing(study: Study) -> list[str]:
@@ -53,7 +55,8 @@ def _steepness(study: Study, metric: Metric, name: str) -> str:
     told = [ordered[0], ordered[-1]][: len(ordered)]
     where = f"{told[0][0].facet.title}, {units.seeds(*(exponent.n_seeds for _, exponent in told))}"
     most = f", the steepest and the flattest of {len(fitted)}" if len(fitted) > 2 else ""
-    return f"{_grown(told, name)} ({where}{most})."
+    bent = f"; {BRACKETS}" if any("[" in _power(exponent) for _, exponent in told) else ""
+    return f"{_grown(told, name)} ({where}{most}{bent})."
 
 
 def _grown(told: Sequence[tuple[Group, Exponent]], name: str) -> str:

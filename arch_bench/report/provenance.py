@@ -22,7 +22,9 @@ METHOD = (
     "Dashed lines are what guessing scores, by the name of the guess.",
     "Costs are compared only under one batch policy and on one device. L^ stands for the exponent that a cost grows "
     f"with: the least-squares slope of its logarithm over that of the length, at the {scaling.N_LENGTHS} longest "
-    "lengths that share a batch size, over all processes' values; the interval is Student's t on the residuals.",
+    "lengths that share a batch size, each counted once by the geometric mean of its processes. Its brackets are the "
+    "least and the greatest slope between neighbouring ones of these lengths: how far the cost is from one power of "
+    "the length, not how sure a number is.",
     "A crossover is the first length from which on one series is ahead of another that was ahead of it, beyond the "
     "spread of both.",
     f"A timing more than {outliers.OFF:g}x off the line between its neighbours (a bend from fixed to quadratic cost "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,6 @@ N_LENGTHS = 3
 """The longest ones are fitted: there the term that grows fastest is least hidden by the fixed costs."""
 LEAST_SPAN = 4
 """Lengths closer together than three powers of two (a search for the longest that fits finds such) fit the noise."""
-CONFIDENCE = 0.95
 
 
 class Exponent(NamedTuple):
@@ -24,6 +22,7 @@ class Exponent(NamedTuple):
 
     value: float
     low: float
+    """The smallest slope between two neighbouring lengths; `high` the largest. A power of the length has one slope."""
     high: float
     lengths: tuple[int, ...]
     """What was fitted, ascending."""
@@ -44,9 +43,10 @@ class Limit(NamedTuple):
 def exponent(study: Study, group: Group, metric: Metric) -> Exponent | None:
     """The least-squares slope of log cost over log length, at the longest lengths measured at one batch size.
 
-    Another batch is another amount of work, so lengths only count together if their batches are equal. The interval
-    is Student's t on the residuals of every process's value. None with fewer than three lengths; more than three
-    are taken where the longest three span less than a factor of four.
+    Another batch is another amount of work, so lengths only count together if their batches are equal. Each counts
+    once, by the geometric mean of its processes: what bends the line is in all of them alike, so no number of them
+    makes its slope surer. None with fewer than three lengths; more than three are taken where the longest three span
+    less than a factor of four.
     """
     by_batch = _values(study, group, metric)
     fitting = {size: of for size, of in by_batch.items() if len(of) >= N_LENGTHS}
@@ -54,10 +54,10 @@ def exponent(study: Study, group: Group, metric: Metric) -> Exponent | None:
         return None
     size = max(fitting, key=lambda size: (max(fitting[size]), len(fitting[size])))
     lengths = _longest(sorted(fitting[size]))
-    pairs = [(length, value) for length in lengths for value in fitting[size][length]]
-    slope, margin = fit(*np.log(pairs).T)
+    x, y = np.log(lengths), np.array([np.log(fitting[size][length]).mean() for length in lengths])
+    slopes = np.diff(y) / np.diff(x)
     n_seeds = max(len(fitting[size][length]) for length in lengths)
-    return Exponent(slope, slope - margin, slope + margin, tuple(lengths), size, n_seeds)
+    return Exponent(_slope(x, y), float(slopes.min()), float(slopes.max()), tuple(lengths), size, n_seeds)
 
 
 def memory(study: Study, group: Group) -> tuple[Metric, Exponent] | None:
@@ -85,23 +85,10 @@ def state_per_token(study: Study, group: Group) -> tuple[float, int] | None:
     return points[max(points)].value / max(points), max(points)
 
 
-def fit(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Slope of the least-squares line, and half its 95 % interval (two degrees of freedom go to the line)."""
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+    """Of the least-squares line."""
     spread = x - x.mean()
-    slope = float(spread @ y / (spread @ spread))
-    residuals = y - y.mean() - slope * spread
-    freedom = len(x) - 2
-    error = np.sqrt(residuals @ residuals / freedom / (spread @ spread))
-    return slope, float(t_quantile(freedom) * error)
-
-
-@cache
-def t_quantile(freedom: int) -> float:
-    """Student's t that 95 % of draws stay within; t = sqrt(freedom) tan(angle) has density cos(angle)^(freedom - 1)."""
-    angle = np.linspace(0, np.pi / 2, 100_001)
-    density = np.cos(angle) ** (freedom - 1)
-    share = np.cumsum(density[:-1] + density[1:])
-    return float(np.sqrt(freedom) * np.tan(np.interp(CONFIDENCE * share[-1], share, angle[1:])))
+    return float(spread @ y / (spread @ spread))
 
 
 def _longest(lengths: list[int]) -> list[int]:

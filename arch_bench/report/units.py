@@ -67,7 +67,7 @@ def exponent(value: float) -> str:
 
 
 def power(value: float, low: float, high: float) -> str:
-    """`1.98 [1.95-2.01]`; the interval only if two decimals show one."""
+    """`1.98 [1.95-2.01]`; the range only if two decimals show one."""
     middle, *ends = map(exponent, (value, low, high))
     between = " to " if low < 0 else DASH  # a dash before a minus is hard to read
     return middle if ends[0] == ends[1] else f"{middle} [{between.join(ends)}]"
