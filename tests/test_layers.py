@@ -76,6 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "objects",
             "decoder",
             "energy",
+            "gate",
             "graph",
             "measure",
             "mixers.base",
