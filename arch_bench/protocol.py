@@ -43,7 +43,7 @@ class Grid:
 
 
 class Quick:
-    """Of cells that differ in seed and learning rate only, the first."""
+    """Of cells that differ in seed and learning rate only, the first: that of each choice of phases."""
 
     def rounds(self, cells: list[Cell]) -> Rounds:
         yield Round([of_kind[0] for of_kind in _contenders(cells)])
@@ -70,17 +70,14 @@ class Fair:
         trained, others = parted(cells, self._match)
         scans = [_Scan(each, self._rates(each), self._n_scan_seeds) for each in _contenders(trained)]
         n_finals = sum(len(scan.seeds) for scan in scans) + len(others)
-        due = [cell for scan in scans for cell in scan.due()]
-        while due:
+        while due := _distinct(cell for scan in scans for cell in scan.due()):
             answers = yield Round(due, "learning rates, by validation", n_finals)
             for scan in scans:
                 scan.learn(answers)
                 scan.extend(self._ratio, self._max_extensions)
-            due = [cell for scan in scans for cell in scan.due()]
         finals = others + [cell for scan in scans if not scan.is_open for cell in scan.finals()]
-        for scan in scans:
-            if scan.is_open:
-                print(f"{scan.name}: no rate is chosen while one has no result", file=sys.stderr)
+        for name in dict.fromkeys(scan.name for scan in scans if scan.is_open):
+            print(f"{name}: no rate is chosen while one has no result", file=sys.stderr)
         if finals:
             yield Round(finals, "every seed at the rate chosen")
 
@@ -175,10 +172,15 @@ def _with_rate(cell: Cell, rate: float) -> Cell:
 
 def _contenders(cells: Iterable[Cell]) -> list[list[Cell]]:
     """Cells that differ in seed and learning rate only, together."""
-    found: dict[str, list[Cell]] = {}
+    found: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
-        found.setdefault(_identity(cell), []).append(cell)
+        found.setdefault((_identity(cell), *cell.phases), []).append(cell)
     return list(found.values())
+
+
+def _distinct(cells: Iterable[Cell]) -> list[Cell]:
+    """Each once: contenders that differ in their phases only have the same trainings to choose by."""
+    return list({cell.model_dump_json(): cell for cell in cells}.values())
 
 
 def _identity(cell: Cell) -> str:

@@ -140,6 +140,21 @@ def test_cells_that_train_nothing_are_as_they_are_given() -> None:
     assert [each.cells for each in played(fair(), [timed], bowl(BASE))] == [[timed]]
 
 
+def test_phases_may_be_swept() -> None:
+    given = [
+        cell(HERE, lr=lr, seed=seed, phases=phases)
+        for phases in (["quality"], ["speed", "quality"])
+        for lr in (1e-3, 1e-2)
+        for seed in (4, 5)
+    ]
+    assert [each.cells for each in played(Quick(), given, bowl(BASE))] == [[given[0], given[4]]]
+    first, last = played(fair(max_extensions=0), given, bowl(BASE))
+    assert rates(first) == [1e-3, 1e-2], "both choose by the same trainings"
+    assert [(one.seed, one.optim.lr, one.phases) for one in last.cells] == [
+        (seed, BASE, phases) for phases in (["quality"], ["speed", "quality"]) for seed in (4, 5)
+    ]
+
+
 def test_what_is_timed_has_the_widths_of_what_is_scored_also_in_a_sweep_of_its_own() -> None:
     names = "transformer", "lstm"
 

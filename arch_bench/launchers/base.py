@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from arch_bench import claim
 from arch_bench.complaint import one_line
 from arch_bench.config import Cell, ConfigError
-from arch_bench.results import Outcome, Row
+from arch_bench.results import Outcome, Row, claim_path
 from arch_bench.row_line import line
-from arch_bench.run import Seating, abandon, anywhere, final, is_done, logged, run_cell
+from arch_bench.run import Seating, abandon, anywhere, final, is_done, logged, run_cell, settle
 from arch_bench.shape import Shape, Usage, to_row
 
 
@@ -80,16 +81,20 @@ def attempt_silently(job: Job, seating: Seating = anywhere) -> Done:
 def run_all(launcher: Launcher, jobs: Sequence[Job], patience_s: float = math.inf) -> Iterator[Done]:
     """Run jobs, and wait for those that other sweeps run: for their rows, or for their turn here.
 
-    What is still taken when nothing has ended for `patience_s` is given back so.
+    Jobs of one claim (they differ in how a phase measures only) never run at the same time: they would wait for each
+    other. What is still taken when nothing has ended for `patience_s` is given back so.
     """
     left, taken = list(jobs), list[Done]()
     while left or taken:
-        for done in launcher.run(left):
+        now, left = _apart(left)
+        for done in launcher.run(now):
             if done.taken is None:
                 yield done
                 continue
             print(*done.lines, sep="\n", end="\n" if done.lines else "", flush=True)
             taken.append(done._replace(lines=()))
+        if left:
+            continue
         if taken:
             print(f"waiting for {len(taken)} cell{'s' * (len(taken) > 1)} of other sweeps", flush=True)
         ended = claim.wait([done.taken for done in taken if done.taken], patience_s)
@@ -98,12 +103,28 @@ def run_all(launcher: Launcher, jobs: Sequence[Job], patience_s: float = math.in
             return
         free = [done.job for done in taken if done.taken in ended]
         taken = [done for done in taken if done.taken not in ended]
-        left = []
         for job in free:
             if _is_on_disk(job):
                 yield attempt_silently(job)
             else:
                 left.append(job)
+
+
+def _apart(jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
+    """The first of each claim, and the others."""
+    firsts: dict[Path, Job] = {}
+    others = []
+    for job in jobs:
+        if firsts.setdefault(_claim(job.cell), job) is not job:
+            others.append(job)
+    return list(firsts.values()), others
+
+
+def _claim(cell: Cell) -> Path:
+    """Of a cell as it runs here, where it can."""
+    with suppress(ConfigError):
+        cell = settle(cell, is_elsewhere=True)
+    return claim_path(cell.results_dir, cell.model_dump())
 
 
 def _is_on_disk(job: Job) -> bool:
