@@ -168,6 +168,8 @@ def cell_key(config: dict[str, Any]) -> str:
     kept = {k: v for k, v in config.items() if k not in _BOOKKEEPING | _PHASE_SETTINGS}
     for group, neutral in ADDED.items():
         kept[group] = {k: v for k, v in kept[group].items() if k not in neutral or v != neutral[k]}
+    if "cache_dir" in kept["task"]:  # where a corpus is kept changes nothing that is measured
+        kept["task"] = kept["task"] | {"cache_dir": None}
     return digest(kept)
 
 

@@ -13,7 +13,7 @@ from arch_bench.claim import claimed
 from arch_bench.config import Cell, ConfigError
 from arch_bench.isolate import Setting
 from arch_bench.results import RETRIED, Kind, Outcome, Row, Status
-from arch_bench.shape import Shape, Usage, is_provisional, run_shape, save
+from arch_bench.shape import Shape, Usage, explain, is_provisional, run_shape, save
 
 ORDER: tuple[Kind, ...] = ("kernels", "speed", "decode", "scan", "quality")
 """Measuring comes first: the quality process then logs every row to the one W&B run it opens."""
@@ -67,7 +67,7 @@ def _completed(cell: Cell, say: Callable[[Row], None], seating: Seating) -> list
     rows: list[Row] = []
     n_measured, is_mirrored = 0, False
     for shape in shapes(cell, rows):
-        known = [] if cell.rerun else _known(cell, shape)
+        known = [] if cell.rerun else explain(cell, shape, _known(cell, shape))
         fresh = [] if known else _seated(cell, shape, rows, seating)
         n_measured += len(fresh)
         if known and shape.kind == "quality":  # killed after it had saved them, it could not clear up

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -109,6 +110,17 @@ def save(cell: Cell, shape: Shape, outcomes: list[Outcome], usage: Usage) -> lis
     for row in rows:
         if not is_provisional(row, shape):
             results.save(row, row_path(cell, kind, row.seq_len, row.kernel if kind == "kernels" else ""))
+    return rows
+
+
+def explain(cell: Cell, shape: Shape, known: list[Row]) -> list[Row]:
+    """The rows on disk of a shape, with what a protocol says of the cell now: a wider search may end at the same."""
+    if not cell.chosen:
+        return known
+    rows = [replace(row, chosen=cell.chosen, config=row.config | {"chosen": cell.chosen}) for row in known]
+    for path, row in zip(shape.paths(cell), rows, strict=False):  # none are known of a shape that is not whole
+        if row not in known:
+            results.save(row, path)
     return rows
 
 
