@@ -115,6 +115,22 @@ def test_luck_at_one_seed_chooses_no_rate_of_several(n: int, rate: float, seeds_
     assert last.cells[0].chosen.endswith(f"from 0.001 to 0.1 {seeds_told}")
 
 
+def test_of_trainings_that_stop_early_the_first_is_best() -> None:
+    """Their losses say how far each had passed the line when validation looked."""
+
+    def answer(one: Cell) -> list[Row]:
+        steps, loss = {1e-3: (1250, 0.006), 1e-2: (500, 0.024), 1e-1: (3000, 0.001)}[one.optim.lr]
+        return [row(one, loss=loss, steps=steps)]
+
+    stopping = [cell(HERE, "trainer.max_steps=3000", "trainer.stop_at=0.995", lr=BASE, seed=seed) for seed in (0, 1)]
+    last = played(fair(), stopping, answer)[-1]
+    assert rates(last) == [1e-2, 1e-2]
+    assert last.cells[0].chosen == (
+        "optim.lr=0.01: validation loss 0.024, stopped after 500 steps, "
+        "the first of 3 rates from 0.001 to 0.1 at seed 0"
+    )
+
+
 def test_a_rate_that_fails_at_one_of_its_seeds_is_not_chosen() -> None:
     def answer(one: Cell) -> list[Row]:
         return by_loss(lambda lr: None if (lr, one.seed) == (1e-1, 1) else 1 / lr)(one)
