@@ -228,7 +228,7 @@ def _measure(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting) -> 
     except isolate.Crashed as error:
         where = where or f" ({_noted(cell, shape, error)})"
         return _give_up(cell, shape, before, "crashed", f"{error}{where}")
-    except ConfigError:
+    except (ConfigError, results.Unsaved):
         raise
     except Exception as error:
         error.add_note(f"in cell {results.cell_key(cell.model_dump())}: {cell.backbone_name} on {cell.task_name}")

@@ -104,12 +104,20 @@ def _outcomes(cell: Cell, shape: Shape, team: Team, logger: Any) -> list[Outcome
 
 
 def save(cell: Cell, shape: Shape, outcomes: list[Outcome], usage: Usage) -> list[Row]:
-    """The outcomes as rows, on disk but for those that are provisional."""
+    """The outcomes as rows, on disk but for those that are provisional. Raises Unsaved, and any other OSError."""
     kind = shape.kind
     rows = [to_row(cell, kind, outcome, usage, len(outcomes)) for outcome in outcomes]
     for row in rows:
         if not is_provisional(row, shape):
-            results.save(row, row_path(cell, kind, row.seq_len, row.kernel if kind == "kernels" else ""))
+            path = row_path(cell, kind, row.seq_len, row.kernel if kind == "kernels" else "")
+            try:
+                results.save(row, path)
+            except OSError as error:
+                if error.errno not in results.FULL:
+                    raise
+                unsaved = results.Unsaved(error.errno, error.strerror, str(path))
+                unsaved.rows = rows
+                raise unsaved from error
     return rows
 
 

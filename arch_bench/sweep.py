@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from arch_bench.protocol import Answers, Round
 
 
+class _Full(Exception):
+    """The disk is."""
+
+
 class Sweep:
     """Collects the cells that Hydra composes, one for each call of `add`, and runs them."""
 
@@ -55,6 +59,8 @@ class Sweep:
         """Round after round, until the protocol has all that it wants. Raises what Hydra raises."""
         try:
             self._run()
+        except _Full as full:
+            print(f"arch-bench: {full}; the sweep ends here, for nothing more can be saved", file=sys.stderr)
         except (ConfigError, OSError) as error:
             self._mistaken(one_line(error))
 
@@ -126,6 +132,9 @@ class Sweep:
         if done.bug is not None:
             print(f"    crashed: {done.bug}", flush=True)
             self.failures[done.job.label] = f"crashed: {done.bug}"
+        if done.full is not None:
+            self.failures[done.job.label] = f"not saved: {done.full}"
+            raise _Full(done.full)
         self._has_rows |= bool(done.rows)
         for row in done.rows:
             if row.status in RETRIED:
