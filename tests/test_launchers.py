@@ -5,7 +5,7 @@ from __future__ import annotations
 import faulthandler
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -114,7 +114,7 @@ class AtOnce:
         self.rounds.append([job.label for job in jobs])
         together = Barrier(len(jobs), timeout=10)
 
-        def seated(one: Cell, shape: Shape, *, alone: bool) -> nullcontext[run.Seat]:
+        def seated(cell: Cell, shape: Shape, *, alone: bool) -> AbstractContextManager[run.Seat]:
             together.wait()
             return nullcontext(run.Seat())
 
@@ -148,6 +148,37 @@ def test_how_many_share_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert per_device(4, is_gpu=True, pack="auto") == 3
     assert per_device(16, is_gpu=True, pack="auto") == 1
     assert per_device(16, is_gpu=True, pack=5) == 5
+
+
+@pytest.mark.parametrize(
+    ("names", "n_jobs", "of_training", "of_timed"),
+    [([], 1, "6", None), ([], 9, "6", None), (["0"], 1, None, None), (["0"], 9, "6", None), (["0", "1"], 9, "3", "12")],
+    ids=str,
+)
+def test_threads_of_cpu_cells_do_not_depend_on_how_many_are_left(  # noqa: PLR0917
+    names: list[str],
+    n_jobs: int,
+    of_training: str | None,
+    of_timed: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For they are part of the device's name there, and what devices of two names take is not compared."""
+    devices = [joblib.Device({"CUDA_VISIBLE_DEVICES": name}, 2**30) for name in names] or [joblib.Device({}, 2**30)]
+    found = set()
+
+    def attempt(job: Job, seats: joblib.Seats) -> Done:
+        for kind in ("quality", "speed"):
+            with seats(job.cell, Shape(kind, [16]), alone=kind == "speed") as seat:
+                found.add((kind, seat.setting.env.get("ARCH_BENCH_THREADS")))
+                assert seat.setting.env.get("CUDA_VISIBLE_DEVICES", "none") in (names or ["none"])
+        return Done(job, [])
+
+    monkeypatch.setattr("arch_bench.measure.usable_cores", lambda: 24)
+    monkeypatch.setattr(joblib.isolate, "call", lambda *_, **__: devices)
+    monkeypatch.setattr(joblib, "attempt_silently", attempt)
+    done(Joblib(pack=4, mps=False), *(cell(tmp_path, isolate=True, seed=i) for i in range(n_jobs)))
+    assert found == {("quality", of_training), ("speed", of_timed)}
 
 
 def test_joblib_refuses_what_it_cannot_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
