@@ -10,11 +10,14 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from arch_bench.config import Cell
+from pydantic import ValidationError
+
+from arch_bench.config import Cell, first_complaint
 from arch_bench.results import Row
 
 if TYPE_CHECKING:
@@ -41,16 +44,21 @@ class WandbTracker(Tracker):
 
     def __init__(self, run: Any) -> None:
         self._run = run
-        run.define_metric("trainer/global_step")
-        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        run.define_metric("seq_len")
-        run.define_metric("bench/*", step_metric="seq_len")  # after `*`: the later, narrower pattern wins
+        with _forgiving("axes"):
+            run.define_metric("trainer/global_step")
+            run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+            run.define_metric("seq_len")
+            run.define_metric("bench/*", step_metric="seq_len")  # after `*`: the later, narrower pattern wins
 
     @property
     def lightning(self) -> WandbLogger:
         from lightning.pytorch.loggers import WandbLogger
 
         class ForgivingLogger(WandbLogger):
+            def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+                with _forgiving("config"):
+                    super().log_hyperparams(*args, **kwargs)
+
             def log_metrics(self, *args: Any, **kwargs: Any) -> None:
                 with _forgiving("curves"):
                     super().log_metrics(*args, **kwargs)
@@ -114,13 +122,23 @@ def track(cell: Cell) -> Iterator[Tracker]:
 
 @contextmanager
 def _forgiving(what: str) -> Iterator[None]:
-    """A failure of W&B becomes one line on stderr."""
-    import wandb
+    """A failure of W&B becomes one line on stderr.
 
+    Whatever it raises: its own errors, pydantic's for a setting in the environment, a socket's when its service died.
+    No exception of a mirror is worth a training.
+    """
     try:
         yield
-    except (wandb.Error, OSError) as error:
-        print(f"W&B {what}: {str(error).splitlines()[0]}", file=sys.stderr)
+    except ValidationError as error:
+        _tell(f"W&B {what}: {first_complaint(error)}")
+    except Exception as error:
+        _tell(f"W&B {what}: {(str(error).splitlines() or [type(error).__name__])[0]}")
+
+
+@cache
+def _tell(line: str) -> None:
+    """Once: a service that died fails at every point of a curve."""
+    print(line, file=sys.stderr)
 
 
 def _start(cell: Cell) -> Any:
@@ -151,9 +169,9 @@ def _can_go_online() -> bool:
 
     if os.environ.get("WANDB_MODE", "online") != "online":
         return False
-    wandb.setup(wandb.Settings(silent=True))
     with _forgiving("login"):
-        return wandb.login(prompt=False) and _is_reachable(wandb.Settings().base_url)
+        session = wandb.setup(wandb.Settings(silent=True))  # which reads the environment; `Settings` alone does not
+        return wandb.login(prompt=False) and _is_reachable(session.settings.base_url)
     return False
 
 

@@ -121,6 +121,20 @@ def test_a_key_that_is_no_key_goes_offline(tmp_path: Path, monkeypatch: pytest.M
     assert tracking._can_go_online() is False
 
 
+def test_the_server_that_the_environment_names_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    wandb.teardown()  # it reads its environment once
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com")
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    asked: list[str] = []
+    monkeypatch.setattr(tracking, "_is_reachable", asked.append)
+    tracking._can_go_online()
+    wandb.teardown()
+    assert asked == ["https://wandb.example.com"]
+
+
 def test_cells_of_one_process_do_not_leak_into_one_another(tmp_path: Path) -> None:
     import wandb
 
@@ -183,3 +197,39 @@ def test_a_failing_tracker_costs_no_row(
     err = capfd.readouterr().err
     assert "W&B offline: the server said no" in err
     assert "Traceback" not in err
+
+
+def test_an_address_that_is_none_costs_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    wandb.teardown()  # it reads its environment once
+    tracking._tell.cache_clear()
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_BASE_URL", "wandb.example.com")
+    assert {row.status for row in measured(tiny(tmp_path, "phases=[quality]", "eval_scales=[1]"))} == {"ok"}
+    err = capfd.readouterr().err
+    assert "W&B offline: base_url=wandb.example.com: input should be a valid URL" in err
+    assert "Traceback" not in err
+
+
+def test_a_service_that_dies_costs_no_row_and_one_line_for_each_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from wandb.sdk.wandb_run import Run
+
+    def lost(*_: Any, **__: Any) -> None:
+        raise ConnectionResetError("Connection lost")
+
+    class Config:
+        update = lost
+
+    for name in ("define_metric", "log"):
+        monkeypatch.setattr(Run, name, lost)
+    monkeypatch.setattr(Run, "config", Config())
+    tracking._tell.cache_clear()
+    assert {row.status for row in measured(tiny(tmp_path, "phases=[quality]"))} == {"ok"}
+    err = capfd.readouterr().err
+    told = {what: err.count(f"W&B {what}: Connection lost") for what in ("axes", "config", "curves", "rows")}
+    assert set(told.values()) == {1}
