@@ -46,9 +46,10 @@ class WandbTracker(Tracker):
         self._run = run
         with _forgiving("axes"):
             run.define_metric("trainer/global_step")
-            run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-            run.define_metric("seq_len")
-            run.define_metric("bench/*", step_metric="seq_len")  # after `*`: the later, narrower pattern wins
+            for curves in ("train/*", "val/*"):
+                run.define_metric(curves, step_metric="trainer/global_step", step_sync=True)
+            run.define_metric("seq_len", summary="none")
+            run.define_metric("bench/*", step_metric="seq_len", summary="none")  # it would be of the last length
 
     @property
     def lightning(self) -> WandbLogger:
@@ -80,14 +81,34 @@ class WandbTracker(Tracker):
 
 
 def _summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """The kernels, and the last known size of the model and of its state (rows come in order of length)."""
+    """What W&B's table of runs shows: how the cell ended, its kernels, and every figure.
+
+    Those at another length than that of training have it in between: `bench/quality/<seq_len>/<metric>`. The last
+    known size of the model and of its state stand alone, too (rows come in order of length).
+    """
     known = {name: row.metrics[name] for row in rows for name in ("n_params", "state_bytes") if name in row.metrics}
-    return known | {"kernel": ", ".join(sorted({row.kernel for row in rows if row.kernel}))}
+    words = {
+        "status": ", ".join(dict.fromkeys(row.status for row in rows)),
+        "reason": "; ".join(dict.fromkeys(row.reason for row in rows if row.reason)),
+        "kernel": ", ".join(sorted({row.kernel for row in rows if row.kernel})),
+    }
+    figures: dict[str, Any] = {}
+    for row in rows:
+        is_trained = row.seq_len == row.train_seq_len
+        figures |= _figures(row, _place(row) if is_trained else f"{_place(row)}/{row.seq_len}")
+    return figures | known | words
 
 
 def _points(rows: Iterator[Row]) -> dict[str, Any]:
-    places = ((row, f"kernels/{row.kernel}" if row.kind == "kernels" else row.kind) for row in rows)
-    return {f"bench/{place}/{name}": value for row, place in places for name, value in row.metrics.items()}
+    return {name: value for row in rows for name, value in _figures(row, _place(row)).items()}
+
+
+def _place(row: Row) -> str:
+    return f"kernels/{row.kernel}" if row.kind == "kernels" else row.kind
+
+
+def _figures(row: Row, place: str) -> dict[str, Any]:
+    return {f"bench/{place}/{name}": value for name, value in row.metrics.items()}
 
 
 def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
@@ -113,11 +134,13 @@ def track(cell: Cell) -> Iterator[Tracker]:
     if run is None:
         yield Tracker()
         return
+    exit_code = 1  # W&B then shows the run as failed: interrupted, or ended by a bug
     try:
         yield WandbTracker(run)
+        exit_code = 0
     finally:
         with _forgiving("finish"):
-            run.finish()
+            run.finish(exit_code)
 
 
 @contextmanager

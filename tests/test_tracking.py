@@ -16,7 +16,8 @@ import torch
 from arch_bench import results, run, tracking
 from arch_bench.config import Cell, cell_of, compose
 from arch_bench.optimizer import rate_factor
-from arch_bench.results import Row
+from arch_bench.results import Outcome, Row
+from arch_bench.shape import Usage, to_row
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what W&B's own imports warn of
 
@@ -62,6 +63,14 @@ def history(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record["history"]["item"] for record in found if record["type"] == "history"]
 
 
+def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+    return {k: v for r in found if r["type"] == "summary" for k, v in r["summary"].get("update", {}).items()}
+
+
+def exit_codes(found: list[dict[str, Any]]) -> list[int]:
+    return [record["exit"].get("exit_code", 0) for record in found if record["type"] == "exit"]
+
+
 def test_kernels_side_by_side_do_not_meet_in_one_metric() -> None:
     rows = [SimpleNamespace(kind="kernels", kernel=name, metrics={"forward_ms": 1.0}) for name in ("flex", "blocks")]
     assert set(tracking._points(iter(rows))) == {  # type: ignore[arg-type]
@@ -93,13 +102,44 @@ def test_an_offline_run_holds_curves_config_rows_and_its_x_axis(tmp_path: Path) 
         for m in (r["metric"] for r in found if r["type"] == "metric")
         if "glob_name" in m
     }
-    assert steps == {"*": "trainer/global_step", "bench/*": "seq_len"}
+    assert steps == {"train/*": "trainer/global_step", "val/*": "trainer/global_step", "bench/*": "seq_len"}
     (table,) = (point for point in points if "rows.nrows" in point)
     assert table["rows.nrows"] == len(rows) == 4
-    summary = {k: v for r in found if r["type"] == "summary" for k, v in r["summary"].get("update", {}).items()}
-    assert summary["n_params"] == rows[0].metrics["n_params"]
-    assert summary["state_bytes"] == rows[1].metrics["state_bytes"]
-    assert summary["kernel"] == "sdpa"
+    shown = summary(found)
+    assert shown["n_params"] == rows[0].metrics["n_params"]
+    assert shown["state_bytes"] == rows[1].metrics["state_bytes"]
+    assert (shown["kernel"], shown["status"], shown["reason"]) == ("sdpa", "ok", "")
+    short, long = (row.metrics["token_accuracy"] for row in rows if row.kind == "quality")
+    assert (shown["bench/quality/token_accuracy"], shown["bench/quality/32/token_accuracy"]) == (short, long)
+    assert "seq_len" not in shown, "the last one says nothing"
+    assert exit_codes(found) == [0]
+
+
+def test_the_table_of_runs_says_what_is_of_which_length_and_how_it_ended(tmp_path: Path) -> None:
+    cell = tiny(tmp_path)
+    ends: list[dict[str, Any]] = [
+        {"seq_len": 16, "kernel": "sdpa", "metrics": {"token_accuracy": 0.75}},
+        {"seq_len": 32, "kernel": "sdpa", "metrics": {"token_accuracy": 0.5}},
+        {"seq_len": 64, "status": "oom", "reason": "out of memory"},
+    ]
+    with tracking.track(cell) as tracker:
+        tracker.log_rows([to_row(cell, "quality", Outcome(**end), Usage()) for end in ends])
+    (log,) = runs(tmp_path)
+    shown = {name: value for name, value in summary(records(log)).items() if not name.startswith(("_", "rows"))}
+    assert shown == {
+        "bench/quality/token_accuracy": 0.75,
+        "bench/quality/32/token_accuracy": 0.5,
+        "status": "ok, oom",
+        "reason": "out of memory",
+        "kernel": "sdpa",
+    }
+
+
+def test_a_run_that_is_interrupted_has_failed(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit), tracking.track(tiny(tmp_path)):
+        raise SystemExit(143)
+    (log,) = runs(tmp_path)
+    assert exit_codes(records(log)) == [1]
 
 
 def test_lengths_measured_later_are_tracked_too(tmp_path: Path) -> None:
