@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from arch_bench import results, run, tracking
+from arch_bench import isolate, results, run, tracking
 from arch_bench.config import Cell, cell_of, compose
 from arch_bench.optimizer import rate_factor
 from arch_bench.results import Outcome, Row
-from arch_bench.shape import Usage, to_row
+from arch_bench.shape import Shape, Usage, run_shape, to_row
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what W&B's own imports warn of
 
@@ -147,6 +147,22 @@ def test_lengths_measured_later_are_tracked_too(tmp_path: Path) -> None:
     measured(tiny(tmp_path, "decode.lengths=[16,32]"))
     seen = {p["seq_len"] for log in runs(tmp_path) for p in history(records(log)) if "bench/decode/ms_per_token" in p}
     assert seen == {16, 32, 64}
+
+
+def test_what_is_tried_again_has_no_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
+        if shape.kind == "quality" or shape.lengths == [64]:
+            raise isolate.TimedOut("too long")
+        return run_shape(cell, shape, earlier)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "run_shape", stop)
+        assert [row.status for row in measured(tiny(tmp_path, "decode.lengths=[64]", "phases=[decode]"))] == ["timeout"]
+        assert [row.status for row in measured(tiny(tmp_path, "decode.lengths=[16]"))] == ["ok", "timeout", "timeout"]
+    assert not runs(tmp_path), "the training will open one, with all rows"
+    measured(tiny(tmp_path))
+    (log,) = runs(tmp_path)
+    assert {p["seq_len"] for p in history(records(log)) if "bench/decode/ms_per_token" in p} == {16, 64}
 
 
 def test_disabled_by_its_own_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
