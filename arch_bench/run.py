@@ -69,10 +69,10 @@ def _completed(cell: Cell, say: Callable[[Row], None], seating: Seating) -> list
     for shape in shapes(cell, rows):
         known = [] if cell.rerun else explain(cell, shape, _known(cell, shape))
         fresh = [] if known else _seated(cell, shape, rows, seating)
-        n_measured += len(fresh)
+        n_measured += sum(row.status not in RETRIED for row in fresh)
         if known and shape.kind == "quality":  # killed after it had saved them, it could not clear up
             results.checkpoint_path(cell.results_dir, cell.model_dump()).unlink(missing_ok=True)
-        is_mirrored |= shape.kind == "quality" and any(row.status not in RETRIED for row in fresh)
+        is_mirrored |= shape.kind == "quality" and bool(fresh)  # by its process; if that was cut short, by the next
         for row in known or fresh:
             say(row)
         rows += known or fresh
