@@ -128,7 +128,7 @@ class StridedAttention(NearAndFar):
     Raises as `Attention`, and ValueError if `stride` < 1 or `n_heads` is odd.
     """
 
-    card = Card("sparse attention", "(T + stride) d", "(stride + T / stride) d", "as training", "Child et al. 2019")
+    card = Card("sparse attention", "(T + stride + 1) d", "(stride + T / stride) d", "as training", "Child et al. 2019")
 
     def __init__(self, *, stride: int, **heads: Unpack[HeadDials]) -> None:
         n_heads = heads["n_heads"]
@@ -179,7 +179,11 @@ class HardAlibi(NearAndFar):
     takes_relative_positions = False
 
     card = Card(
-        "sparse attention", "2 T d (1 - n_window_heads / n_heads)", "as state", "as state", "Jelassi et al. 2024"
+        "sparse attention",
+        "2 d (T (n_heads - n_window_heads) + n_window_heads^2) / n_heads",
+        "T d (1 - n_window_heads / n_heads)",
+        "as training",
+        "Jelassi et al. 2024",
     )
 
     def __init__(

@@ -32,7 +32,9 @@ class SLSTM(Mixer):
     Raises ValueError if `n_heads` does not divide `d_model`.
     """
 
-    card = Card("recurrent", "4 d", "8 d^2 / n_heads, one after the other", "8 d^2 / n_heads", "Beck et al. 2024")
+    card = Card(
+        "recurrent", "(3 + d_conv) d", "8 d^2 / n_heads, one after the other", "8 d^2 / n_heads", "Beck et al. 2024"
+    )
     step_kernel = "eager"
 
     def __init__(self, *, d_model: int, n_heads: int, d_conv: int, kernel: str) -> None:
