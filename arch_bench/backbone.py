@@ -106,14 +106,19 @@ class Backbone(nn.Module):
         """Whether no position sees a later one, as a decoder needs it."""
         return all(block.mixer.is_causal for block in self._stack)
 
-    def stepping(self) -> list[nn.Module]:
-        """What a decoded token passes after its embedding; of the tables before it reads a row."""
-        return [*self.blocks, self.norm, self.head]
+    def stepping(self) -> list[nn.Parameter]:
+        """The weights that a decoded token meets after its embedding; of the tables before it reads a row."""
+        return [*nn.ModuleList([*self.blocks, self.norm, self.head]).parameters()]
 
     @property
     def keeps_precision(self) -> bool:
         """Whether a mixer computes in its weights' precision, also under autocast."""
         return any(block.mixer.keeps_precision for block in self._stack)
+
+    @property
+    def reads_whole_state(self) -> bool:
+        """Whether each step reads all of its state."""
+        return all(block.mixer.reads_whole_state for block in self._stack)
 
     @property
     def counts_all_flops(self) -> bool:

@@ -25,6 +25,9 @@ class CrossMixer(Protocol):
     def flops_per_source_token(self) -> float:
         """Those of `read`; `flops_per_token(n_source)` are those of one token that asks."""
 
+    def reading(self) -> list[nn.Parameter]:
+        """The weights of `read`, which no token that asks meets."""
+
 
 class LayerMixers(Protocol):
     """The mixers of a layer of both halves."""
@@ -103,8 +106,10 @@ class EncoderDecoder(Backbone):
         """Self-attention and cross attention in turn."""
         return self._stack[self._n_layers :]
 
-    def stepping(self) -> list[nn.Module]:
-        return [*self._decoder, self.norm, self.head]
+    def stepping(self) -> list[nn.Parameter]:
+        reading = {id(weight) for _, cross in self._layers for weight in _reader(cross).reading()}
+        met = nn.ModuleList([*self._decoder, self.norm, self.head])
+        return [weight for weight in met.parameters() if id(weight) not in reading]
 
     @property
     def _layers(self) -> list[tuple[Block, Block]]:

@@ -35,6 +35,7 @@ class DilatedAttention(LocalAttention):
     """
 
     card = Card("sparse attention", "2 window dilation d", "window d", "window d", "Beltagy et al. 2020")
+    reads_whole_state = False
 
     def __init__(self, *, window: int, dilation: int, **heads: Unpack[HeadDials]) -> None:
         at_least(1, dilation=dilation)
@@ -129,6 +130,7 @@ class StridedAttention(NearAndFar):
     """
 
     card = Card("sparse attention", "(T + stride + 1) d", "(stride + T / stride) d", "as training", "Child et al. 2019")
+    reads_whole_state = False
 
     def __init__(self, *, stride: int, **heads: Unpack[HeadDials]) -> None:
         n_heads = heads["n_heads"]
