@@ -94,7 +94,7 @@ def parts(block: Any) -> tuple[Any, Any]:
     return block.mixer, block.mlp
 
 
-def test_tokens_are_as_large_as_sinusoidal_positions() -> None:
+def test_tokens_are_scaled_before_sinusoidal_positions_are_added() -> None:
     model = backbone()
     found = model._embed(tokens()) - model.positions(torch.arange(T))  # type: ignore[misc]
     torch.testing.assert_close(found, model.embedding(tokens()) * D**0.5, atol=1e-6, rtol=1e-5)
