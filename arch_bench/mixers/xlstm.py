@@ -54,7 +54,8 @@ class SLSTM(Mixer):
         for weight in (self.W_if, self.W_zo):
             nn.init.normal_(weight, std=(2 / (5 * d_model)) ** 0.5)
         self.bias[:, 1] = 5 - 12 * torch.linspace(0, 1, d_head) ** 0.3
-        self.bias._no_weight_decay = True  # type: ignore[attr-defined]
+        for exempt in (self.R, self.bias):  # in the authors' code (xlstm 2.0.6, utils.py), too
+            exempt._no_weight_decay = True  # type: ignore[attr-defined]
 
     def _gates(self, x: Tensor, u: Tensor) -> Tensor:
         """(..., H, 4, K) before what h adds. x, u: (..., D)."""
