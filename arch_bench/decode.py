@@ -9,7 +9,7 @@ import time
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from arch_bench import gate
 from arch_bench.backbone import Backbone
@@ -189,8 +189,10 @@ def _traffic(
 ) -> dict[str, float]:
     """`gb_per_s`: the fewest bytes that a step must move (every weight and every state once) over the time it takes.
 
-    Beside it the rate of a plain copy, measured in this process.
+    Beside it the rate of a plain copy, measured in this process. Neither for what reads a part of its state only.
     """
+    if not backbone.reads_whole_state:
+        return {}
     states = float(metrics["state_bytes"] or 0) * int(metrics["batch_size"] or 0)
     gb_per_s = (_weight_bytes(backbone, precision) + states) / float(metrics["ms_per_token"] or 0) / 1e6
     return {"gb_per_s": gb_per_s, "copy_gb_per_s": copy_gb_per_s(watch, device)}
@@ -198,8 +200,7 @@ def _traffic(
 
 def _weight_bytes(backbone: Backbone, precision: str) -> int:
     """Of all weights that a token meets, in the precision that they are multiplied in; of tables it reads one row."""
-    met = nn.ModuleList(backbone.stepping())
-    mixers = [mixer for mixer in met.modules() if isinstance(mixer, Mixer) and mixer.keeps_precision]
-    kept = sum(weight.numel() for mixer in mixers for weight in mixer.parameters())
-    rounded = sum(weight.numel() for weight in met.parameters()) - kept
-    return 4 * kept + (2 if precision == "bf16" else 4) * rounded
+    mixers = [mixer for mixer in backbone.modules() if isinstance(mixer, Mixer) and mixer.keeps_precision]
+    kept = {id(weight) for mixer in mixers for weight in mixer.parameters()}
+    rounded = 2 if precision == "bf16" else 4
+    return sum(weight.numel() * (4 if id(weight) in kept else rounded) for weight in backbone.stepping())

@@ -25,6 +25,9 @@ class CrossMixer(Protocol):
     def flops_per_source_token(self) -> float:
         """Those of `read`; `flops_per_token(n_source)` are those of one token that asks."""
 
+    def reading(self) -> list[nn.Parameter]:
+        """The weights of `read`, which no token that asks meets."""
+
 
 class LayerMixers(Protocol):
     """The mixers of a layer of both halves."""
@@ -76,11 +79,12 @@ class EncoderDecoder(Backbone):
         n_source: Callable[[int], int],
         **dials: Unpack[BlockDials],
     ) -> None:
+        n = _at_most(n_source(max_len), max_len)
         super().__init__(
             vocab_size=vocab_size,
             d_model=d_model,
             n_layers=n_layers,
-            max_len=max_len,
+            max_len=max(n, max_len - n),  # of each half, or training would not reach the last rows of a table
             mixer=mixer.encoder,
             pattern=pattern,
             positions=positions,
@@ -103,8 +107,10 @@ class EncoderDecoder(Backbone):
         """Self-attention and cross attention in turn."""
         return self._stack[self._n_layers :]
 
-    def stepping(self) -> list[nn.Module]:
-        return [*self._decoder, self.norm, self.head]
+    def stepping(self) -> list[nn.Parameter]:
+        reading = {id(weight) for _, cross in self._layers for weight in _reader(cross).reading()}
+        met = nn.ModuleList([*self._decoder, self.norm, self.head])
+        return [weight for weight in met.parameters() if id(weight) not in reading]
 
     @property
     def _layers(self) -> list[tuple[Block, Block]]:
@@ -112,7 +118,7 @@ class EncoderDecoder(Backbone):
         return [*zip(self._decoder[0::2], self._decoder[1::2], strict=True)]
 
     def n_source(self, seq_len: int) -> int:
-        return max(1, min(self._n_source(seq_len), seq_len - 1))
+        return _at_most(self._n_source(seq_len), seq_len)
 
     def _block_flops(self, seq_len: int) -> float:
         n_source = self.n_source(seq_len)
@@ -178,6 +184,11 @@ class EncoderDecoder(Backbone):
         n_source = _source_len(state)
         logits, (position, *states) = super().step(token, (position - n_source, *states))
         return logits, (position + n_source, *states)
+
+
+def _at_most(n_source: int, seq_len: int) -> int:
+    """So that each half has a token, the source first."""
+    return max(1, min(n_source, seq_len - 1))
 
 
 def _reader(block: Block) -> CrossMixer:

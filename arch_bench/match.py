@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from itertools import islice
+from collections import Counter
+from functools import cached_property
+from itertools import chain, islice
+from math import inf, lcm
 
 import torch
 
@@ -13,7 +16,10 @@ from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
 
 TOLERANCE = 0.05
-WIDEST = 16_384
+NARROWEST, WIDEST = 1_024, 16_384
+"""Some width up to the first must be possible, none beyond the second is tried."""
+NEAR = 32
+"""Widths that are tried one by one before multiples of the least that is taken are."""
 UNITS = 8, 1
 """Widths are multiples of 8, which kernels like; any other where none of those is close enough."""
 
@@ -76,30 +82,48 @@ class _Counter:
     def __init__(self, cell: Cell) -> None:
         self._cell = with_kernel(cell, "reference")  # the same parameters, and it runs anywhere
         self._vocab_size = build(cell, "task").vocab_size
-        self._known: dict[int, int | None] = {}
+        self._known: dict[int, int | ConfigError] = {}
 
     def closest(self, budget: int, unit: int) -> tuple[int, int]:
-        """The width among multiples of `unit`, and its parameters."""
+        """The width among multiples of `unit`, and its parameters. Raises ConfigError where none is taken."""
         widths = range(unit, WIDEST + 1, unit)
-        above = bisect_left(widths, budget, key=lambda width: self._next(width, unit)[1])
-        below = ((width, n) for width in reversed(widths[:above]) if (n := self._count(width)) is not None)
-        nearby = [self._next(width, unit) for width in widths[above : above + 1]] + [*islice(below, 1)]
-        return min(nearby, key=lambda found: abs(found[1] - budget))
+        above = bisect_left(widths, True, key=lambda width: self._next(width, unit)[1] >= budget)
+        below = ((width, n) for width in reversed(widths[:above]) if isinstance(n := self._count(width), int))
+        nearby = [*(self._next(width, unit) for width in widths[above : above + 1]), *islice(below, 1)]
+        width, n_params = min(nearby, key=lambda found: abs(found[1] - budget))
+        return width, int(n_params)
 
-    def _next(self, width: int, unit: int) -> tuple[int, int]:
-        """The first width from this one on that the backbone takes, and its parameters."""
-        for candidate in range(width, width + 64 * unit, unit):
-            if (n_params := self._count(candidate)) is not None:
-                return candidate, n_params
-        build(with_width(self._cell, width), "backbone", vocab_size=self._vocab_size)  # it says what it takes
-        raise AssertionError("a width that was refused is taken")
+    def _next(self, width: int, unit: int) -> tuple[int, float]:
+        """The first width from this one on that the backbone takes, and its parameters; infinitely many beyond WIDEST.
 
-    def _count(self, width: int) -> int | None:
+        Raises ConfigError where it takes none.
+        """
+        near = range(width, min(width + NEAR * unit, WIDEST + 1), unit)
+        step = lcm(unit, self._least)
+        far = range(-(-near.stop // step) * step, WIDEST + 1, step)
+        taken = ((each, n) for each in chain(near, far) if isinstance(n := self._count(each), int))
+        return next(taken, (WIDEST, inf))
+
+    @cached_property
+    def _least(self) -> int:
+        """The least width that is taken: heads that divide it divide its multiples. Raises ConfigError if none is."""
+        told: Counter[str] = Counter()
+        for width in range(1, NARROWEST + 1):
+            found = self._count(width)
+            if isinstance(found, int):
+                return width
+            told[str(found)] += 1
+            if told[str(found)] == 8:
+                raise found  # it is not the width that is refused
+        raise ConfigError(f"d_model from 1 to {NARROWEST} is refused: {found}")
+
+    def _count(self, width: int) -> int | ConfigError:
+        """Parameters, or why it cannot be."""
         if width not in self._known:
             try:
                 with torch.device("meta"):
                     model = build(with_width(self._cell, width), "backbone", vocab_size=self._vocab_size)
                 self._known[width] = model.n_params()
-            except ConfigError:
-                self._known[width] = None
+            except ConfigError as error:
+                self._known[width] = error
         return self._known[width]

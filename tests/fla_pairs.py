@@ -10,7 +10,7 @@ from torch import nn
 
 from arch_bench.mixers.base import Mixer
 from arch_bench.mixers.delta import DeltaNet, GatedDeltaNet
-from arch_bench.mixers.gated_linear_attention import GLA, NORM_EPS, RetNet
+from arch_bench.mixers.gated_linear_attention import GLA, RetNet
 
 Pair = tuple[Mixer, nn.Module]
 D, HEADS = 64, 2
@@ -39,7 +39,7 @@ def retention(layers: Any) -> Pair:
     """The layer has an RMS norm, where the paper and we have a group norm: it gets ours, which has no weights."""
     mixer = RetNet(d_model=D, n_heads=HEADS, expand=2, kernel="chunked")
     layer = layers.MultiScaleRetention(hidden_size=D, num_heads=HEADS, expand_v=2, fuse_norm=False, layer_idx=0)
-    layer.g_norm = nn.LayerNorm(2 * D // HEADS, NORM_EPS, elementwise_affine=False)
+    layer.g_norm = nn.LayerNorm(2 * D // HEADS, mixer.norm.eps, elementwise_affine=False)
     buffers = {key: value for key, value in layer.state_dict().items() if key.startswith("rotary.")}
     return mixer, _filled(layer, _shared(mixer) | {"g_proj.weight": mixer.gate.weight} | buffers)
 
@@ -49,7 +49,7 @@ def _convolved(mixer: Any, layer: Any, weights: dict[str, torch.Tensor]) -> Pair
     taps = mixer.conv1d.weight.split(mixer._widths)
     weights |= {f"{name}_conv1d.weight": weight for name, weight in zip("qkv", taps, strict=True)}
     weights |= {"b_proj.weight": mixer.beta.weight, "o_norm.weight": mixer.norm.weight}
-    layer.o_norm.eps = NORM_EPS / mixer.state_shape[1]
+    layer.o_norm.eps = mixer.norm.eps / mixer.state_shape[1]
     return mixer, _filled(layer, _shared(mixer) | weights)
 
 

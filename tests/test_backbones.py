@@ -62,11 +62,11 @@ def test_shape(name: str, length: int) -> None:
 
 
 def numbers(node: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Where a node and those within it hold numbers of their own."""
+    """Where a node and those within it hold numbers of their own, or leave them to the mixer."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from numbers(value)
-        elif type(value) in (int, float) and key not in Cell.model_fields:
+        elif (type(value) in (int, float) or value == "auto") and key not in Cell.model_fields:
             yield node, key
 
 
@@ -88,7 +88,7 @@ def test_a_size_that_cannot_be_is_refused_and_named(name: str, least: int) -> No
     for i, (_, key) in enumerate(numbers(at.backbone[own] if own else at.backbone)):
         changed = at.model_copy(deep=True)
         node = [*numbers(changed.backbone[own] if own else changed.backbone)][i][0]
-        node[key] = type(node[key])(least)
+        node[key] = float(least) if isinstance(node[key], float) else least
         told = complaint(changed)
         assert told is None or (key in told and "\n" not in told)
 

@@ -12,7 +12,10 @@ from arch_bench import decode
 from arch_bench.backbone import Backbone
 from arch_bench.config import cell_of, compose
 from arch_bench.decoder import EagerDecoder
+from arch_bench.measure import Stopwatch
+from arch_bench.mixers.base import tensors
 from arch_bench.objects import build
+from arch_bench.results import Metrics
 
 SMALL = ["logger=none", "d_model=16", "n_layers=1", "task.vocab_size=64", "decode.n_tokens=4", "device=cpu"]
 
@@ -79,6 +82,37 @@ def test_rows_of_both_batchings(tmp_path: Path) -> None:
     assert bytes_moved == pytest.approx(4 * single["n_params"] + single["state_bytes"])  # type: ignore[operator]
 
 
+def least_share_read(backbone: Backbone) -> float:
+    """Of the numbers of each tensor of a state: a NaN in the place of one spoils the output, or goes elsewhere.
+
+    Also one that is masked after it was read.
+    """
+    generator, length = torch.Generator().manual_seed(0), 256
+    token, sizes = torch.zeros(1, dtype=torch.long), [t.numel() for t in tensors(backbone.init_state(1, length))]
+    shares = []
+    for i, size in enumerate(sizes):
+        n_read = 0
+        for at in torch.randint(size, (8,), generator=generator).tolist() if size > 1 else ():
+            state = backbone.init_state(1, length, position=length - 1)
+            [*tensors(state)][i].view(-1)[at] = torch.nan
+            logits, after = backbone.step(token, state)
+            n_read += int(bool(logits.isnan().any()) or not [*tensors(after)][i].view(-1)[at].isnan())
+        shares += [n_read / 8] if size > 1 else []
+    return min(shares)
+
+
+@pytest.mark.parametrize("name", [*map(on_cpu, DECODERS)])
+@torch.no_grad()
+def test_what_reads_a_part_of_its_state_has_no_bandwidth(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "copy_gb_per_s", lambda watch, device: 1.0)
+    backbone, cpu = model(name), torch.device("cpu")
+    measured: Metrics = {"state_bytes": 1, "batch_size": 1, "ms_per_token": 1.0}
+    found = decode._traffic(backbone, measured, "fp32", Stopwatch(cpu), cpu)
+    is_whole = least_share_read(backbone) == 1
+    assert found.keys() == ({"gb_per_s", "copy_gb_per_s"} if is_whole else set())
+    assert is_whole != (name in {"bigbird", "dilated", "moba", "nsa", "strided"})
+
+
 @pytest.mark.parametrize(("name", "kept"), [("lstm", 2 * 8 * (16 * 16 + 16)), ("transformer", 0)])
 def test_weights_that_stay_in_fp32_are_counted_so(name: str, kept: int) -> None:
     """Autocast leaves an LSTM's four gates alone: W, U and a bias of each."""
@@ -90,15 +124,19 @@ def test_weights_that_stay_in_fp32_are_counted_so(name: str, kept: int) -> None:
 
 
 def test_weights_that_no_token_meets_are_not_moved() -> None:
-    """The table of positions, of which one row is read, and what encodes the source."""
+    """The table of positions, of which one row is read, and what encodes and reads the source."""
     plain, learned = (
         build(cell_of(compose([*SMALL, "backbone=lstm", f"backbone.positions={kind}"])), "backbone", vocab_size=64)
         for kind in ("none", "learned")
     )
     assert decode._weight_bytes(learned, "fp32") == decode._weight_bytes(plain, "fp32")
     both = build(
-        cell_of(compose([*SMALL, "backbone=encoder_decoder"])), "backbone", vocab_size=64, n_source=lambda n: n // 2
+        cell_of(compose([*SMALL, "backbone=encoder_decoder", "backbone.mixer.qk_norm=true"])),
+        "backbone",
+        vocab_size=64,
+        n_source=lambda n: n // 2,
     )
     encoder = sum(p.numel() for block in both._encoder for p in block.parameters())
     outside = encoder + sum(p.numel() for p in both.source_norm.parameters())
+    outside += 16 * 2 * 16 + 16 // 4  # keys and values of the source, and the norm of those keys
     assert decode._weight_bytes(both, "fp32") == 4 * (both.n_params() - outside)

@@ -17,6 +17,7 @@ from arch_bench.encoder_decoder import EncoderDecoder
 from arch_bench.generation import generate
 from arch_bench.mixers.base import tensors
 from arch_bench.objects import build
+from arch_bench.ops.kernel import Unsupported
 from arch_bench.train_step import TrainStep, list_scored
 from tasks.base import stream
 
@@ -93,7 +94,7 @@ def parts(block: Any) -> tuple[Any, Any]:
     return block.mixer, block.mlp
 
 
-def test_tokens_are_as_large_as_sinusoidal_positions() -> None:
+def test_tokens_are_scaled_before_sinusoidal_positions_are_added() -> None:
     model = backbone()
     found = model._embed(tokens()) - model.positions(torch.arange(T))  # type: ignore[misc]
     torch.testing.assert_close(found, model.embedding(tokens()) * D**0.5, atol=1e-6, rtol=1e-5)
@@ -150,6 +151,19 @@ def test_the_source_is_that_of_the_task_at_every_length(task: str, found: list[i
     for scale, n_source in zip((1, 2, 4), found, strict=True):
         is_zero = (model(tokens(scale * T)) == 0).all(-1).all(0)
         assert is_zero.tolist() == [t < n_source for t in range(scale * T)]
+
+
+@pytest.mark.parametrize("overrides", [[], ["task=copy_memory"], ["task=adding"]])
+def test_learned_positions_are_those_of_the_longer_half(overrides: list[str]) -> None:
+    """Each half counts from 0: a table of all positions of both would have rows that no training reaches."""
+    model = backbone("backbone.positions=learned", *overrides)
+    logits(model, tokens()).square().mean().backward()
+    rows = model.positions.table.grad.abs().sum(-1)  # type: ignore[union-attr]
+    assert (rows > 0).all()
+    assert len(rows) == max(model.n_source(T), T - model.n_source(T))
+    for reach in (lambda: model(tokens(2 * T)), lambda: model.init_state(BATCH, 2 * T)):
+        with pytest.raises(Unsupported, match=f"trained for {len(rows)} positions, asked for"):
+            reach()
 
 
 @pytest.mark.parametrize(("task", "length", "n_source"), [("mqar", 5, 4), ("copy_memory", 7, 1), ("mqar", 2, 1)])

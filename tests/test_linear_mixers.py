@@ -105,18 +105,33 @@ def test_retention_falls_by_the_paper_s_factors() -> None:
     torch.testing.assert_close(mixer.log_decay.exp(), torch.tensor([31 / 32, 63 / 64, 127 / 128, 255 / 256]))
 
 
-@pytest.mark.parametrize("name", ["retnet", "gla"])
-def test_initialisation_is_xavier_s(name: str) -> None:
+def check_uniform(weight: Tensor, limit: float) -> None:
+    assert 0.98 * limit < weight.abs().max() <= limit
+    assert weight.std().item() == pytest.approx(limit / 3**0.5, rel=0.05)
+
+
+def xavier(weight: Tensor, gain: float = 1.0) -> float:
+    return gain * (6 / sum(weight.shape)) ** 0.5
+
+
+def test_retnet_starts_as_its_authors_do() -> None:
     torch.manual_seed(0)
-    mixer: Any = (
-        RetNet(d_model=128, n_heads=4, expand=2, kernel="auto")
-        if name == "retnet"
-        else GLA(d_model=128, n_heads=4, expand_k=0.5, expand_v=1.0, d_gate=16, kernel="auto")
-    )
-    for weight in mixer.qkv.weight.split(mixer._widths):
-        limit = GAIN * (6 / sum(weight.shape)) ** 0.5
-        assert 0.99 * limit < weight.abs().max() <= limit
-    assert mixer.out.weight.abs().max() > 2 * mixer.gate.weight.abs().max()
+    mixer = RetNet(d_model=128, n_heads=4, expand=2, kernel="auto")
+    for weight in (*mixer.qkv.weight.split(mixer._widths), mixer.gate.weight):
+        check_uniform(weight, xavier(weight, GAIN))
+    check_uniform(mixer.out.weight, xavier(mixer.out.weight))
+    assert mixer.norm.eps == 1e-6
+
+
+def test_gla_starts_as_its_authors_do() -> None:
+    torch.manual_seed(0)
+    mixer = GLA(d_model=128, n_heads=4, expand_k=0.5, expand_v=2.0, d_gate=16, kernel="auto")
+    q, k, v = mixer.qkv.weight.split(mixer._widths)
+    for weight in (q, k, *(p for p in mixer.decay_proj.parameters() if p.dim() > 1)):
+        check_uniform(weight, xavier(weight, GAIN))
+    for weight in (v, mixer.gate.weight, mixer.out.weight):
+        check_uniform(weight, weight.shape[1] ** -0.5)  # nn.Linear's own
+    assert mixer.norm.eps == 1e-5
 
 
 def test_gla_starts_with_long_memory() -> None:

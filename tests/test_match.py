@@ -48,6 +48,16 @@ def test_heads_that_divide_few_widths_are_respected() -> None:
     assert found.d_model % 12 == 0
 
 
+def test_widths_that_are_taken_may_be_far_apart() -> None:
+    """Multiples of 100: fifty heads, of even width."""
+    fifty = ["backbone.mixer.n_heads=50", "task.vocab_size=256"]
+    budget = match.n_params(cell("transformer", "d_model=100", *fifty))
+    found, n_params = match.matched(cell("transformer", f"match.params={budget}", *fifty))
+    assert (found.d_model, n_params) == (100, budget)
+    with pytest.raises(ConfigError, match=rf"30000: transformer comes no closer than {budget:,} .*, at d_model=100$"):
+        match.matched(cell("transformer", "match.params=30000", *fifty))
+
+
 def test_a_small_budget_takes_any_width() -> None:
     found, n_params = match.matched(cell("lstm", "match.params=6000", "task.vocab_size=256"))
     assert n_params == pytest.approx(6000, rel=match.TOLERANCE)

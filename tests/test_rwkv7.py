@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from arch_bench.config import cell_of, compose
 from arch_bench.mixers.rwkv7 import RWKV7
 from arch_bench.ops.generalised_delta_rule import CHUNK, Inputs, generalised_delta_rule, generalised_delta_rule_step
+from arch_bench.optimizer import make_optimizer
 
 B, H, K, V, D = 2, 3, 8, 5, 16
 
@@ -135,8 +137,19 @@ def test_initialisation() -> None:
     torch.testing.assert_close(inputs.a.norm(dim=-1), torch.ones(2, 9, 2))
     assert (mixer.shift[:, 0] == 1).all()
     assert (mixer.shift[:, -1] < 0.02).all()
-    flagged = {name for name, p in mixer.named_parameters() if getattr(p, "_no_weight_decay", False)}
-    assert flagged == {"shift", "xi", "alpha", "rho"}
+    for projection, gain in ((mixer.r, 1.0), (mixer.k, 0.1), (mixer.v, 1.0)):
+        torch.testing.assert_close(projection.weight @ projection.weight.T, gain**2 * torch.eye(64), atol=1e-5, rtol=0)
+    assert 0 < mixer.out.weight.abs().max() <= 0.5 * 64**-0.5
+    torch.testing.assert_close(mixer.norm.weight, torch.full((64,), 0.5**0.7))
+
+
+def test_large_projections_alone_are_decayed() -> None:
+    """As in configure_optimizers of the authors' train_temp."""
+    mixer = build()
+    decayed, exempt = make_optimizer(mixer, cell_of(compose([])).optim, torch.tensor(1e-3)).param_groups
+    assert decayed["weight_decay"] > exempt["weight_decay"] == 0
+    names = {id(parameter): name for name, parameter in mixer.named_parameters()}
+    assert {names[id(p)] for p in decayed["params"]} == {f"{name}.weight" for name in ("r", "k", "v", "out")}
 
 
 def test_counts_by_hand() -> None:

@@ -112,6 +112,8 @@ def test_initialisation() -> None:
     assert (forget[0, 0].item(), forget[0, -1].item()) == (5, -7)
     assert (forget.diff(dim=-1) < 0).all()
     assert not mixer.bias[:, [0, 2, 3]].any()
+    flagged = {name for name, p in mixer.named_parameters() if getattr(p, "_no_weight_decay", False)}
+    assert flagged == {"R", "bias"}
 
 
 def test_counts_by_hand() -> None:

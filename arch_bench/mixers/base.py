@@ -50,6 +50,8 @@ class Mixer(nn.Module, ABC):
     """Whether it picks what to see by comparing scores: rounded ones may pick otherwise, which is no error."""
     keeps_precision: ClassVar[bool] = False
     """Whether it computes in its weights' precision, also under autocast."""
+    reads_whole_state: ClassVar[bool] = True
+    """Whether each step reads all of its state: only then can the bytes be told that it moves."""
     counts_all_flops: ClassVar[bool] = True
     """Whether `flops_per_token` holds all of them, so that utilisation can be told."""
 

@@ -126,7 +126,7 @@ class Hyena(Mixer):
     Raises ValueError if `filter_len` is less than 2 or `n_features` not odd and at least 3.
     """
 
-    card = Card("convolution", "2 T d", "d log T", "T d", "Poli et al. 2023")
+    card = Card("convolution", "2 T d + 3 (d_conv - 1) d", "d log T", "T d", "Poli et al. 2023")
     step_kernel = "eager"
 
     def __init__(

@@ -51,6 +51,9 @@ class CrossAttention(Attention):
     def flops_per_source_token(self) -> float:
         return count_flops(self.kv.weight)
 
+    def reading(self) -> list[nn.Parameter]:
+        return [*self.kv.parameters(), *self.k_norm.parameters()]
+
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
         """(keys, values) of a source of `max_len` tokens; before it is read values are no numbers, so that it shows."""
         keys, values = self._cache(batch_size, self.n_kv_heads, max_len)

@@ -49,7 +49,9 @@ class DeltaNet(ConvolvedMixer):
     Raises ValueError if `n_heads` does not divide `d_model`.
     """
 
-    card = Card("linear attention", "d^2 / n_heads", "as state", "as state", "Yang et al. 2024")
+    card = Card(
+        "linear attention", "d^2 / n_heads + 3 (d_conv - 1) d", "d^2 / n_heads", "d^2 / n_heads", "Yang et al. 2024"
+    )
 
     def __init__(self, *, d_model: int, n_heads: int, d_conv: int, negative_eigenvalues: bool, kernel: str) -> None:
         super().__init__()
@@ -117,7 +119,13 @@ class GatedDeltaNet(DeltaNet):
     Raises ValueError if `n_heads` does not divide the widths.
     """
 
-    card = Card("linear attention", "expand_k expand_v d^2 / n_heads", "as state", "as state", "Yang et al. 2025")
+    card = Card(
+        "linear attention",
+        "expand_k expand_v d^2 / n_heads + (2 expand_k + expand_v) (d_conv - 1) d",
+        "expand_k expand_v d^2 / n_heads",
+        "as training",
+        "Yang et al. 2025",
+    )
 
     def __init__(
         self,

@@ -18,8 +18,7 @@ from arch_bench.ops.chunks import wide
 from arch_bench.ops.linear_attention import Decay
 from arch_bench.positions import first_waves, rotate, waves
 
-NORM_EPS = 1e-5
-GAIN = 2**-2.5  # of Xavier's initialisation, for all that is not the last projection (both papers' code)
+GAIN = 2**-2.5  # of Xavier's initialisation, where the authors' code has it: by class below
 
 
 class GatedLinearMixer(LinearMixer):
@@ -32,9 +31,6 @@ class GatedLinearMixer(LinearMixer):
         self.qkv = nn.Linear(d_model, sum(self._widths), bias=False)
         self.gate = nn.Linear(d_model, n_heads * d_value, bias=False)
         self.out = nn.Linear(n_heads * d_value, d_model, bias=False)
-        for weight in (*self.qkv.weight.split(self._widths), self.gate.weight):
-            nn.init.xavier_uniform_(weight, gain=GAIN)
-        nn.init.xavier_uniform_(self.out.weight)
 
     def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., H, K) twice and (..., H, V); keys are scaled by K^-1/2."""
@@ -54,12 +50,16 @@ class RetNet(GatedLinearMixer):
     State: S, d_model expand d_model / H numbers in float32, and the position, whatever the length. A token costs
     (2 + 3 expand) d_model^2 multiply-adds in projections and 2 expand d_model^2 / H in the state.
 
+    As in the authors' code (microsoft/torchscale, multiscale_retention.py), all projections start by Xavier's rule, all
+    but the last with GAIN.
+
     Raises ValueError if `n_heads` does not divide `d_model`, or leaves the rotation an odd width.
     """
 
     card = Card("linear attention", "expand d^2 / n_heads", "as state", "as state", "Sun et al. 2023")
 
     decay: ClassVar[Decay] = "head"
+    NORM_EPS: ClassVar[float] = 1e-6
 
     def __init__(self, *, d_model: int, n_heads: int, expand: int, kernel: str) -> None:
         Mixer.__init__(self)
@@ -68,7 +68,10 @@ class RetNet(GatedLinearMixer):
             raise ValueError(f"n_heads={n_heads} leaves d_head={d_head} of d_model={d_model}; a rotation needs it even")
         at_least(1, expand=expand)
         self._build(d_model, n_heads, d_head, expand * d_head)
-        self.norm = nn.LayerNorm(expand * d_head, NORM_EPS, elementwise_affine=False)
+        for weight in (*self.qkv.weight.split(self._widths), self.gate.weight):
+            nn.init.xavier_uniform_(weight, gain=GAIN)
+        nn.init.xavier_uniform_(self.out.weight)
+        self.norm = nn.LayerNorm(expand * d_head, self.NORM_EPS, elementwise_affine=False)
         self.register_buffer("log_decay", torch.log1p(-(2.0 ** (-5.0 - torch.arange(n_heads)))), persistent=False)
         self.log_decay: Tensor
         self._decide(kernel, n_heads, d_head, expand * d_head)
@@ -107,12 +110,16 @@ class GLA(GatedLinearMixer):
     (2 expand_k + 3 expand_v) d_model^2 + d_gate (1 + expand_k) d_model multiply-adds in projections and twice the
     state's size.
 
+    As in the authors' code (berlino/gated_linear_attention, gla.py), q, k and W start by Xavier's rule with GAIN, the
+    other projections as PyTorch's do.
+
     Raises ValueError if `n_heads` does not divide the widths.
     """
 
     card = Card("linear attention", "expand_k expand_v d^2 / n_heads", "as state", "as state", "Yang et al. 2023")
 
     decay: ClassVar[Decay] = "channel"
+    NORM_EPS: ClassVar[float] = 1e-5
     TEMPERATURE: ClassVar[int] = 16
     """Of the gate: it starts near 1, so that the state lasts."""
 
@@ -124,11 +131,11 @@ class GLA(GatedLinearMixer):
         d_value = head_width(int(expand_v * d_model), n_heads, "expand_v * d_model")
         at_least(1, d_gate=d_gate)
         self._build(d_model, n_heads, d_key, d_value)
-        self.norm = nn.RMSNorm(d_value, NORM_EPS)
+        self.norm = nn.RMSNorm(d_value, self.NORM_EPS)
         self.decay_proj = nn.Sequential(nn.Linear(d_model, d_gate, bias=False), nn.Linear(d_gate, n_heads * d_key))
-        for weight in self.decay_proj.parameters():
-            if weight.dim() > 1:
-                nn.init.xavier_uniform_(weight, gain=GAIN)
+        q, k, _ = self.qkv.weight.split(self._widths)
+        for weight in (q, k, *(weight for weight in self.decay_proj.parameters() if weight.dim() > 1)):
+            nn.init.xavier_uniform_(weight, gain=GAIN)
         self._decide(kernel, n_heads, d_key, d_value)
 
     def _inputs(self, x: Tensor, *extra: Tensor) -> Inputs:

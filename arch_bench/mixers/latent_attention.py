@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card, Mixer, State, count_flops
-from arch_bench.mixers.sizes import head_width
+from arch_bench.mixers.sizes import at_least, head_width
 from arch_bench.norm import RMSNorm
 from arch_bench.ops import attention
 from arch_bench.positions import Positions, alibi_slopes, first_waves, rotate, waves
@@ -29,7 +29,7 @@ class LatentAttention(Mixer):
     State: c and r of every position, T (C + R) numbers. Training costs O(T^2 d_model). A decoded token takes queries
     into the latent space instead of bringing keys and values out of it, O(T H (C + R)).
 
-    Raises ValueError if `n_heads` does not divide `d_model`, or `d_rope` is odd.
+    Raises ValueError if `n_heads` does not divide `d_model`, `d_latent` < 1, or `d_rope` is odd.
     """
 
     card = Card("attention", "T (d_latent + d_rope)", "T d", "T n_heads (d_latent + d_rope)", "DeepSeek-AI 2024")
@@ -52,6 +52,7 @@ class LatentAttention(Mixer):
         if self.d_rope < 2 or self.d_rope % 2:
             raise ValueError(f"d_rope={self.d_rope} must be even and at least 2")
         self.d_latent = 2 * self.d_head if d_latent == "auto" else d_latent
+        at_least(1, d_latent=self.d_latent)
         self.is_rotary = positions == "rotary"
         self.q = nn.Linear(d_model, n_heads * (self.d_head + self.d_rope), bias=False)
         self.down = nn.Linear(d_model, self.d_latent + self.d_rope, bias=False)

@@ -48,7 +48,13 @@ class Mamba2(ConvolvedMixer):
     Raises ValueError if `d_head` does not divide expand * d_model.
     """
 
-    card = Card("state space", "expand d d_state", "expand d d_state", "expand d d_state", "Dao & Gu 2024")
+    card = Card(
+        "state space",
+        "expand d d_state + (d_conv - 1) (expand d + 2 d_state)",
+        "expand d d_state",
+        "expand d d_state",
+        "Dao & Gu 2024",
+    )
 
     def __init__(
         self, *, d_model: int, d_state: int, d_head: int | Literal["auto"], d_conv: int, expand: int, kernel: str

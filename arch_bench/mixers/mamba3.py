@@ -72,7 +72,13 @@ class Mamba3(Mixer):
     Raises ValueError if `d_head` does not divide expand * d_model, or nothing is left to rotate.
     """
 
-    card = Card("state space", "expand d (d_state + 1)", "expand d d_state", "expand d d_state", "Lahoti et al. 2026")
+    card = Card(
+        "state space",
+        "expand d (d_state + 1 + d_state (1 + rope_fraction / 2) / d_head)",
+        "expand d d_state",
+        "expand d d_state",
+        "Lahoti et al. 2026",
+    )
     step_kernel = "eager"
 
     def __init__(

@@ -41,7 +41,7 @@ class MLSTM(LinearMixer):
     Raises ValueError if `n_heads` does not divide `d_model`, or the gate is unknown.
     """
 
-    card = Card("recurrent", "d (d / n_heads + 1)", "d^2 / n_heads", "d^2 / n_heads", "Beck et al. 2024")
+    card = Card("recurrent", "d (d / n_heads + 1) + n_heads", "d^2 / n_heads", "d^2 / n_heads", "Beck et al. 2024")
 
     decay: ClassVar[Decay] = "token"
 

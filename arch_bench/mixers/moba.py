@@ -30,6 +30,7 @@ class Moba(Attention):
     """
 
     picks_by_score = True
+    reads_whole_state = False
     card = Card(
         "sparse attention", "(2 T + T / block) d", "(top_k block + T / block) d", "as training", "Lu et al. 2025"
     )

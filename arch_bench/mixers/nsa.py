@@ -38,6 +38,7 @@ class NSA(Attention):
     """
 
     picks_by_score = True
+    reads_whole_state = False
     card = Card(
         "sparse attention",
         "2 (T + T / block) d n_kv_heads / n_heads",

@@ -69,14 +69,19 @@ class RWKV7(Mixer):
 
     @torch.no_grad()
     def _initialise(self, d_model: int) -> None:
-        """The authors' (BlinkDL/RWKV-LM, RWKV-v7), but for `out`: their zeros would hide any error of the rest."""
+        """As the authors' training starts (BlinkDL/RWKV-LM, RWKV-v7/train_temp/src/model.py, generate_init_weight).
+
+        But for `out`: their zeros would hide any error of the rest, so it is small and uniform instead.
+        """
         place = torch.linspace(0, 1, d_model)
         within = torch.linspace(-1, 1, self.d_head).repeat(self.n_heads)
         zigzag = within * within.abs()
         for shift, power in zip(self.shift, SHIFT_POWERS.values(), strict=True):
             shift.copy_(1 - (torch.arange(d_model) / d_model) ** (power * (1 - DEPTH)))
-        for projection, scale in ((self.r, 0.5), (self.k, 0.05), (self.v, 0.5), (self.out, 0.5)):
-            projection.weight.uniform_(-scale * d_model**-0.5, scale * d_model**-0.5)
+        for projection, gain in ((self.r, 1.0), (self.k, 0.1), (self.v, 1.0)):
+            nn.init.orthogonal_(projection.weight, gain=gain)
+        self.out.weight.uniform_(-0.5 * d_model**-0.5, 0.5 * d_model**-0.5)
+        self.norm.weight.fill_(DEPTH**0.7)
         self.w.get_parameter("2.bias").copy_(-5.5 + 6 * place ** (1 + DEPTH**0.3) + 2.5 * zigzag)
         self.a.get_parameter("2.bias").copy_(-0.19 + 0.3 * zigzag + 0.4 * (place - 0.5))
         self.xi.copy_(0.71 - 0.1 * (place - 0.5))
@@ -139,9 +144,11 @@ class RWKV7(Mixer):
 
 
 def _lora(d_model: int, factor: float, between: nn.Module, bias: bool = True) -> nn.Sequential:
-    """Two thin matrices, the first zero, the second orthogonal; their rank is the authors'."""
+    """Two thin matrices, the first zero, the second orthogonal; their rank is the authors', who do not decay them."""
     rank = max(32, 32 * round(factor * d_model**0.5 / 32))
     down, up = nn.Linear(d_model, rank, bias=False), nn.Linear(rank, d_model, bias=bias)
     nn.init.zeros_(down.weight)
     nn.init.orthogonal_(up.weight, gain=0.1 * max(1.0, (rank / d_model) ** 0.5))
+    for linear in (down, up):
+        linear.weight._no_weight_decay = True  # type: ignore[attr-defined]
     return nn.Sequential(down, between, up)

@@ -101,6 +101,7 @@ class BigBird(SparseAttention):
     card = Card(
         "sparse attention", "2 T d", "(window + n_global + n_random block) d", "as training", "Zaheer et al. 2020"
     )
+    reads_whole_state = False
 
     def __init__(
         self, *, window: int, n_global: int, n_random: int, block: int, seed: int, **heads: Unpack[HeadDials]

@@ -35,6 +35,7 @@ class DilatedAttention(LocalAttention):
     """
 
     card = Card("sparse attention", "2 window dilation d", "window d", "window d", "Beltagy et al. 2020")
+    reads_whole_state = False
 
     def __init__(self, *, window: int, dilation: int, **heads: Unpack[HeadDials]) -> None:
         at_least(1, dilation=dilation)
@@ -128,7 +129,8 @@ class StridedAttention(NearAndFar):
     Raises as `Attention`, and ValueError if `stride` < 1 or `n_heads` is odd.
     """
 
-    card = Card("sparse attention", "(T + stride) d", "(stride + T / stride) d", "as training", "Child et al. 2019")
+    card = Card("sparse attention", "(T + stride + 1) d", "(stride + T / stride) d", "as training", "Child et al. 2019")
+    reads_whole_state = False
 
     def __init__(self, *, stride: int, **heads: Unpack[HeadDials]) -> None:
         n_heads = heads["n_heads"]
@@ -179,7 +181,11 @@ class HardAlibi(NearAndFar):
     takes_relative_positions = False
 
     card = Card(
-        "sparse attention", "2 T d (1 - n_window_heads / n_heads)", "as state", "as state", "Jelassi et al. 2024"
+        "sparse attention",
+        "2 d (T (n_heads - n_window_heads) + n_window_heads^2) / n_heads",
+        "T d (1 - n_window_heads / n_heads)",
+        "as training",
+        "Jelassi et al. 2024",
     )
 
     def __init__(

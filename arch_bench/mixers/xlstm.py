@@ -32,7 +32,9 @@ class SLSTM(Mixer):
     Raises ValueError if `n_heads` does not divide `d_model`.
     """
 
-    card = Card("recurrent", "4 d", "8 d^2 / n_heads, one after the other", "8 d^2 / n_heads", "Beck et al. 2024")
+    card = Card(
+        "recurrent", "(3 + d_conv) d", "8 d^2 / n_heads, one after the other", "8 d^2 / n_heads", "Beck et al. 2024"
+    )
     step_kernel = "eager"
 
     def __init__(self, *, d_model: int, n_heads: int, d_conv: int, kernel: str) -> None:
@@ -52,7 +54,8 @@ class SLSTM(Mixer):
         for weight in (self.W_if, self.W_zo):
             nn.init.normal_(weight, std=(2 / (5 * d_model)) ** 0.5)
         self.bias[:, 1] = 5 - 12 * torch.linspace(0, 1, d_head) ** 0.3
-        self.bias._no_weight_decay = True  # type: ignore[attr-defined]
+        for exempt in (self.R, self.bias):  # in the authors' code (xlstm 2.0.6, utils.py), too
+            exempt._no_weight_decay = True  # type: ignore[attr-defined]
 
     def _gates(self, x: Tensor, u: Tensor) -> Tensor:
         """(..., H, 4, K) before what h adds. x, u: (..., D)."""
