@@ -32,16 +32,16 @@ class Sweep:
         """The user's, in one line each, told as they were found."""
         self.failures: dict[str, str] = {}
         """Cells of this command that crashed or ran out of time, with the reason."""
-        self._name: str | None = None
+        self._is_sweep = False
         self._cells: list[Cell] = []
         self._sweeping: Sweeping | None = None
         self._n_before = 0
-        self._has_rows = False
-        """Without any, what is on disk is other commands' and not reported."""
+        self._reported: set[tuple[Path, str]] = set()
+        """Folders and names that rows came under: where none did, what is on disk is other commands' and not shown."""
 
-    def begin(self, cfg: DictConfig) -> None:
+    def begin(self) -> None:
         """Note that several cells will come (one alone never calls this)."""
-        self._name = cfg.name
+        self._is_sweep = True
 
     def add(self, cfg: DictConfig) -> None:
         """A composed cell."""
@@ -83,7 +83,7 @@ class Sweep:
             sweep_up(folder / "rows")
             sweep_up(folder / "claims")
         found = plan(round_.cells, [row for row in load(sorted(folders)) if row.wall_s is not None])
-        if self._name is not None or (self._sweeping and self._sweeping.dry_run):
+        if self._is_sweep or (self._sweeping and self._sweeping.dry_run):
             later = f"; then {round_.n_later:,} more" if round_.n_later else ""
             print(f"{f'{round_.what}: ' if round_.what else ''}{found.text()}{later}", flush=True)
             for mistake in found.mistakes:
@@ -108,7 +108,7 @@ class Sweep:
     def _job(self, cell: Cell, n_cells: int, number: int) -> Job:
         from arch_bench.launchers.base import Job
 
-        where = f"[{number}/{n_cells}] " if self._name else ""
+        where = f"[{number}/{n_cells}] " if self._is_sweep else ""
         return Job(cell, where + self._label(cell))
 
     def _label(self, cell: Cell) -> str:
@@ -126,7 +126,8 @@ class Sweep:
         if done.bug is not None:
             print(f"    crashed: {done.bug}", flush=True)
             self.failures[done.job.label] = f"crashed: {done.bug}"
-        self._has_rows |= bool(done.rows)
+        if done.rows:
+            self._reported.add((Path(done.job.cell.results_dir), done.job.cell.name))
         for row in done.rows:
             if row.status in RETRIED:
                 self.failures.setdefault(done.job.label, f"{row.kind} {row.status}: {row.reason}")
@@ -137,12 +138,11 @@ class Sweep:
             self.mistakes.append(text)
 
     def finish(self) -> None:
-        """After a sweep: the table in the terminal, the report of its experiment on disk, what failed, and mistakes."""
-        if self._name is None or not self._n_before:
+        """After a sweep: tables in the terminal, a report of each of its names on disk, what failed, and mistakes."""
+        if not self._is_sweep or not self._n_before:
             return
-        if self._has_rows:
-            for folder in sorted({Path(cell.results_dir) for cell in self._cells}):
-                self._report(folder)
+        for folder, name in sorted(self._reported):
+            self._report(folder, name)
         self._tell_failures()
         if self.mistakes:
             print("\nmistakes, to be put right:", *self.mistakes, sep="\n  ")
@@ -155,15 +155,15 @@ class Sweep:
             again = ["arch-bench", *(arg for arg in sys.argv[1:] if arg != "rerun=true")]
             print(f"to run them again, and nothing that is done: {shlex.join(again)}")
 
-    def _report(self, folder: Path) -> None:
+    def _report(self, folder: Path, name: str) -> None:
         from arch_bench import report
 
-        rows = [row for row in load([folder]) if row.experiment == self._name]
+        rows = [row for row in load([folder]) if row.experiment == name]
         if not rows:
             return
         print("\n" + report.summary(rows))
         try:
-            page = report.build(rows, folder / str(self._name), str(self._name))
+            page = report.build(rows, folder / name, name)
         except OSError as error:
             print(f"arch-bench: no report: {one_line(error)}", file=sys.stderr)
         else:
@@ -176,8 +176,8 @@ SWEEP = Sweep()
 class Announce(Callback):
     """Tells `SWEEP` that Hydra composes several jobs, and the user when that takes long."""
 
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        SWEEP.begin(config)
+    def on_multirun_start(self, **_: Any) -> None:
+        SWEEP.begin()
         Sweeper.validate_batch_is_legal = _count  # type: ignore[method-assign, assignment]
 
 

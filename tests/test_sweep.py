@@ -28,7 +28,7 @@ def command(folder: Path, *overrides: str, seeds: tuple[int, ...] = (0, 1), n_ce
     for seed in seeds:
         cfg = compose([*TINY, f"results_dir={folder}", f"seed={seed}", *overrides])
         if n_cells > 1:
-            found.begin(cfg)
+            found.begin()
         found.add(cfg)
     return found
 
@@ -179,6 +179,19 @@ def test_mistakes_are_repeated_after_the_report(
     told = "precision=tf32: needs a CUDA device, not cpu; choose from: auto, fp32, bf16"
     assert printed.out.rstrip().splitlines()[-2:] == ["mistakes, to be put right:", f"  {told}"]
     assert printed.err == f"arch-bench: {told}\n"
+
+
+def test_a_sweep_over_names_reports_each_that_has_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(monkeypatch)
+    command(tmp_path, "name=old").run()
+    found = Sweep()
+    found.begin()
+    for name, precision in (("a", "auto"), ("b", "auto"), ("old", "tf32")):
+        found.add(compose([*TINY, f"results_dir={tmp_path}", f"name={name}", f"precision={precision}"]))
+    found.run()
+    found.finish()
+    assert {page.parent.name for page in tmp_path.glob("*/report.html")} == {"a", "b"}
+    assert {row.experiment for row in results.load([tmp_path])} == {"a", "b", "old"}
 
 
 SEARCH = ["protocol=optuna", "protocol.space={optim.lr:[1e-4,1e-1,log]}"]
