@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
@@ -35,6 +36,10 @@ class Sweep:
         self._is_sweep = False
         self._cells: list[Cell] = []
         self._sweeping: Sweeping | None = None
+        self._asked: dict[str, Any] = {}
+        """The same with the names of options, as its first cell has them."""
+        self._conflict: str | None = None
+        """Another cell has them otherwise: none of them runs, for nobody knows which was meant."""
         self._n_before = 0
         self._reported: set[tuple[Path, str]] = set()
         """Folders and names that rows came under: where none did, what is on disk is other commands' and not shown."""
@@ -47,9 +52,19 @@ class Sweep:
         """A composed cell."""
         try:
             self._cells.append(cell_of(cfg))
-            self._sweeping = self._sweeping or sweeping_of(cfg)
+            self._agree(sweeping_of(cfg))
         except ConfigError as error:
             self._mistaken(one_line(error))
+
+    def _agree(self, sweeping: Sweeping) -> None:
+        """Note what a cell says of the whole command, and whether another one says otherwise."""
+        asked = _asked(sweeping)
+        if self._sweeping is None:
+            self._sweeping, self._asked = sweeping, asked
+        elif sweeping != self._sweeping and self._conflict is None:
+            key = next(key for key in (*asked, *self._asked) if asked.get(key) != self._asked.get(key))
+            first, other = (shown({key: of.get(key)}) for of in (self._asked, asked))
+            self._conflict = f"{other}: one command has one protocol, launcher and dry_run; it began with {first}"
 
     def run(self) -> None:
         """Round after round, until the protocol has all that it wants. Raises what Hydra raises."""
@@ -61,6 +76,8 @@ class Sweep:
     def _run(self) -> None:
         if self._sweeping is None:
             return
+        if self._conflict is not None:
+            raise ConfigError(self._conflict)
         protocol = made("protocol", self._sweeping.protocol, "")
         launcher: Launcher = made("launcher", self._sweeping.launcher, "")
         rounds = protocol.rounds(self._cells)
@@ -152,7 +169,8 @@ class Sweep:
             print(f"\n{len(self.failures)} cell{'s' * (len(self.failures) > 1)} failed:")
             for label, reason in self.failures.items():
                 print(f"  {label}: {reason}")
-            again = ["arch-bench", *(arg for arg in sys.argv[1:] if arg != "rerun=true")]
+            kept = (arg for arg in sys.argv[1:] if arg.partition("=")[0].lstrip("+") != "rerun")
+            again = ["arch-bench", *kept]
             print(f"to run them again, and nothing that is done: {shlex.join(again)}")
 
     def _report(self, folder: Path, name: str) -> None:
@@ -170,13 +188,21 @@ class Sweep:
             print(f"\nreport: {page}  (beside it: report.md, rows.csv, figures/)")
 
 
+def _asked(sweeping: Sweeping) -> dict[str, Any]:
+    """Key -> value, options first: of two options the name says more than their dials."""
+    groups = {"protocol": sweeping.protocol, "launcher": sweeping.launcher}
+    names = {group: HydraConfig.get().runtime.choices[group] for group in groups}
+    dials = {f"{group}.{dial}": value for group, node in groups.items() for dial, value in node.items()}
+    return {"dry_run": sweeping.dry_run} | names | dials
+
+
 SWEEP = Sweep()
 
 
 class Announce(Callback):
     """Tells `SWEEP` that Hydra composes several jobs, and the user when that takes long."""
 
-    def on_multirun_start(self, **_: Any) -> None:
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         SWEEP.begin()
         Sweeper.validate_batch_is_legal = _count  # type: ignore[method-assign, assignment]
 

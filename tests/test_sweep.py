@@ -151,10 +151,11 @@ def test_a_training_that_fails_keeps_its_backbone_from_a_choice_until_it_succeed
     assert [lr for _, _, lr in machine.measured] == [0.0316, 0.1, 0.1, 0.1]
 
 
+@pytest.mark.parametrize("rerun", ["rerun=true", "++rerun=True"])
 def test_failures_are_summed_up_with_the_command_that_reruns_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    rerun: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["arch-bench", "-m", "rerun=true", "task.n_pairs=1, 2"])
+    monkeypatch.setattr(sys, "argv", ["arch-bench", "-m", rerun, "task.n_pairs=1, 2"])
     Machine(monkeypatch, lambda cell: ["ok", "crashed", "oom"][cell.seed])
     found = command(tmp_path, seeds=(0, 1, 2))
     found.run()
@@ -192,6 +193,31 @@ def test_a_sweep_over_names_reports_each_that_has_rows(tmp_path: Path, monkeypat
     found.finish()
     assert {page.parent.name for page in tmp_path.glob("*/report.html")} == {"a", "b"}
     assert {row.experiment for row in results.load([tmp_path])} == {"a", "b", "old"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        (["protocol=quick"], ["protocol=grid"], "protocol=grid ... protocol=quick"),
+        (["protocol=fair"], ["protocol=fair_as_given"], "protocol=fair_as_given ... protocol=fair"),
+        (["launcher=joblib"], ["launcher=basic"], "launcher=basic ... launcher=joblib"),
+        (FAIR[:1], FAIR[:2], "protocol.n_rates=3 ... protocol.n_rates=7"),
+        (["dry_run=true"], ["dry_run=false"], "dry_run=false ... dry_run=true"),
+    ],
+)
+def test_one_command_has_one_protocol_and_launcher(
+    first: list[str], second: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(monkeypatch)
+    found = Sweep()
+    found.begin()
+    for overrides in (first, first, second, second):
+        found.add(compose([*TINY, f"results_dir={tmp_path}", *overrides]))
+    assert exit_code(monkeypatch, found) == 2
+    assert found.mistakes == [
+        told.replace(" ... ", ": one command has one protocol, launcher and dry_run; it began with ")
+    ]
+    assert not machine.measured
 
 
 SEARCH = ["protocol=optuna", "protocol.space={optim.lr:[1e-4,1e-1,log]}"]
