@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arch_bench.complaint import one_line
 from arch_bench.config import CONF, HYDRA, ConfigError, check_options
+from arch_bench.console import leavable
 from arch_bench.objects import allowed_targets
 from arch_bench.sweep import SWEEP
 from arch_bench.usage import options
@@ -47,6 +48,11 @@ def main() -> None:
         if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup and a shell's `&` have it
             signal.signal(signum, _interrupt)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting
+    with leavable():
+        _main()
+
+
+def _main() -> None:
     try:
         check_options(sys.argv[1:])
         with allowed_targets():

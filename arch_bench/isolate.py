@@ -24,6 +24,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+from arch_bench.console import leavable
+
 T = TypeVar("T")
 
 GRACE_S = 20.0
@@ -236,7 +238,8 @@ def _serve(
     gc.freeze()  # what was imported before the fork is never garbage: looking through it takes 0.2 s each time
     threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
     try:
-        answer = (True, function(*args))
+        with leavable():
+            answer = (True, function(*args))
     except Exception as error:
         error.add_note("".join(traceback.format_exception(error)))
         answer = (False, _portable(error))

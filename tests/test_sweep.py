@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -256,6 +257,18 @@ def test_a_report_that_cannot_be_written_costs_a_line(
     printed = capsys.readouterr()
     assert printed.err.startswith(f"arch-bench: no report: {tmp_path}/adhoc")
     assert "report:" not in printed.out
+
+
+def test_a_reader_that_leaves_costs_neither_cells_nor_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    Machine(monkeypatch)
+    with os.fdopen(writing, "w") as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        monkeypatch.setattr(sys, "stderr", unread)
+        assert exit_code(monkeypatch, command(tmp_path)) is None
+    assert len(results.load([tmp_path])) == 2
+    assert (tmp_path / "adhoc" / "report.html").exists()
 
 
 @pytest.mark.parametrize(
