@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from cells import TINY
 
-from arch_bench import claim, cli, results, run, sweep
+from arch_bench import claim, cli, isolate, report, results, run, sweep
 from arch_bench.config import Cell, compose
 from arch_bench.results import Outcome, Row
 from arch_bench.shape import Shape, Usage, save
@@ -259,6 +260,44 @@ def test_a_report_that_cannot_be_written_costs_a_line(
     assert "report:" not in printed.out
 
 
+@pytest.fixture
+def signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a terminal; they end this process never."""
+    monkeypatch.setattr(isolate, "interrupt", lambda: None)  # of all calls that this process will ever make
+    every = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(each, lambda *_: None) for each in every]
+    yield
+    for signum, handler in zip(every, before, strict=True):
+        signal.signal(signum, handler)
+
+
+@pytest.mark.usefixtures("signals")
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_sweep_in_order(
+    signum: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = Machine(monkeypatch, lambda cell: signal.raise_signal(signum) if cell.seed else "ok")
+    ended = command(tmp_path, seeds=(0, 1, 2))
+    monkeypatch.setattr(ended, "finish", lambda: signal.raise_signal(signal.SIGHUP))  # a closing terminal sends several
+    assert exit_code(monkeypatch, ended) == 128 + signum
+    assert [seed for _, seed, _ in machine.measured] == [0, 1]
+    assert capsys.readouterr().err.count("interrupted; finished rows are kept") == 1
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_signal_while_a_report_is_made_says_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Machine(monkeypatch, lambda cell: "crashed" if cell.seed else "ok")
+    with monkeypatch.context() as patched:
+        patched.setattr(report, "build", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert exit_code(monkeypatch, command(tmp_path)) == 130
+    assert capsys.readouterr().err == (
+        "arch-bench: interrupted while reporting; all rows are kept, the same command reports them\n"
+    )
+    assert len(results.load([tmp_path])) == 2
+
+
 def test_a_reader_that_leaves_costs_neither_cells_nor_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -302,7 +341,7 @@ def exit_code(monkeypatch: pytest.MonkeyPatch, found: Sweep) -> int | None:
     """Of the command, once Hydra has composed its cells."""
     monkeypatch.setattr(cli, "compose", lambda: None)
     monkeypatch.setattr(cli, "SWEEP", found)
-    before = [(each, signal.getsignal(each)) for each in (signal.SIGINT, signal.SIGTERM)]
+    before = [(each, signal.getsignal(each)) for each in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)]
     try:
         cli.main()
     except SystemExit as end:
