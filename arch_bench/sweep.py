@@ -5,13 +5,15 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from arch_bench.complaint import one_line
 from arch_bench.config import Cell, ConfigError, Sweeping, cell_of, sweeping_of
@@ -197,6 +199,20 @@ def _asked(sweeping: Sweeping) -> dict[str, Any]:
 
 
 SWEEP = Sweep()
+
+
+@cache
+def _scratch() -> TemporaryDirectory[str]:
+    """Gone when this process ends."""
+    return TemporaryDirectory(prefix="arch-bench-")
+
+
+def _written_to(results_dir: str, dry_run: object) -> str:
+    """Where Hydra makes its folders: a dry run writes nothing below `results_dir`, which may be read-only."""
+    return _scratch().name if dry_run is True else results_dir
+
+
+OmegaConf.register_new_resolver("written_to", _written_to, replace=True)
 
 
 class Announce(Callback):

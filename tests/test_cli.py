@@ -117,6 +117,7 @@ def test_a_key_of_swept_backbones_that_the_default_lacks_is_told_how_to_be_set(t
         "++backbone.mixer.d_state to set it in each\n"
     )
     assert arch_bench(*sweep, "++backbone.mixer.d_state=16", cwd=tmp_path).returncode == 0
+    assert not list(tmp_path.iterdir()), "a dry run also looks at results that are read-only"
 
 
 @pytest.mark.parametrize(
