@@ -28,8 +28,8 @@ _leases: dict[Path, SoftFileLease] = {}
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[None]:
-    """Nobody else runs it meanwhile. Raises Taken, and OSError where nothing can be written.
+def claimed(path: Path, *, waits: bool = False) -> Iterator[None]:
+    """Nobody else runs it meanwhile. Raises Taken, unless it waits, and OSError where nothing can be written.
 
     A hint, no lock: where a machine stands still for longer than its lease, or a file system shows a new file late, a
     cell runs twice, and each saves whole rows.
@@ -37,7 +37,7 @@ def claimed(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lease = _leases.setdefault(path, SoftFileLease(path, lease_duration=LEASE_S))
     try:
-        lease.acquire(timeout=0)
+        lease.acquire(timeout=-1 if waits else 0)
     except Timeout:
         raise Taken(path) from None
     try:

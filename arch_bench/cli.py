@@ -42,8 +42,8 @@ def _interrupt(signum: int, _: object) -> None:
 def main() -> None:
     """Compose all cells, then run them.
 
-    Exit codes: 0 done, 1 a cell crashed or ran out of time (or a bug, with its traceback), 2 the user's mistake (one
-    line), 129 the terminal closed, 130 Ctrl-C, 143 SIGTERM.
+    Exit codes: 0 done, 1 a cell crashed or ran out of time, or the disk is full (or a bug, with its traceback), 2 the
+    user's mistake (one line), 129 the terminal closed, 130 Ctrl-C, 143 SIGTERM.
     """
     for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup and a shell's `&` have it

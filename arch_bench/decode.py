@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from arch_bench import gate
 from arch_bench.backbone import Backbone
 from arch_bench.ceiling import copy_gb_per_s
 from arch_bench.config import Cell
@@ -46,10 +47,11 @@ def measure(cell: Cell, context_len: int) -> Outcome:
     torch.manual_seed(cell.seed)
     vocab_size = build(cell, "task").vocab_size
     total = context_len + cell.decode.n_tokens
+    checked = gate.check_decode(cell, precision, vocab_size, device)
     with device, autocast(precision, device):
         sizes = {"vocab_size": vocab_size, "max_len": total, "context_len": context_len}
         backbone: Backbone = build(cell, "backbone", **sizes).eval()
-        metrics: Metrics = _sizes(backbone, context_len)
+        metrics: Metrics = checked | _sizes(backbone, context_len)
         memory.restart(backbone.parameters())  # without those states, and the trial of attention's backends
         start, prompt_metrics = _start(cell, backbone, context_len, watch)
         metrics |= prompt_metrics | _decoded(backbone, start, cell, watch) | {"peak_mem_bytes": memory.read()}

@@ -20,6 +20,11 @@ def path_of(cell: Cell, name: str) -> Path:
     return (Path(cell.results_dir) / "optuna" / f"{name}.log").resolve()
 
 
+def claim_of(path: Path) -> Path:
+    """What a sweep holds while it proposes trials. The lock of the file itself is Optuna's, for single lines."""
+    return path.parent.parent / "claims" / f"{path.stem}.lock"
+
+
 def study(path: Path, *, pruner: Any = None) -> optuna.Study:
     """The study in a file, made if it is not there. Raises ConfigError for a file that is none, or without Optuna."""
     optuna = library()
@@ -31,7 +36,7 @@ def study(path: Path, *, pruner: Any = None) -> optuna.Study:
         try:
             return optuna.load_study(storage=storage, study_name=path.stem, pruner=pruner)
         except KeyError:
-            return optuna.create_study(storage=storage, study_name=path.stem, pruner=pruner)
+            return optuna.create_study(storage=storage, study_name=path.stem, pruner=pruner, load_if_exists=True)
     except (ValueError, LookupError, TypeError, AssertionError) as error:
         raise ConfigError(f"{path}: no journal of a search ({error}); move it away, rows are kept") from None
 
@@ -61,7 +66,26 @@ def begin(path: Path, *, anew: bool) -> optuna.Study:
     """
     if anew:
         path.unlink(missing_ok=True)
-    elif path.exists() and (text := path.read_bytes()) and not text.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(text.rfind(b"\n") + 1)
+    elif path.exists() and not _is_whole(path):
+        _mend(path)
     return study(path)
+
+
+def _is_whole(path: Path) -> bool:
+    text = path.read_bytes()
+    return not text or text.endswith(b"\n")
+
+
+def _mend(path: Path) -> None:
+    """Under the lock, for a training beside this sweep may be about to end the line."""
+    library()
+    from optuna.storages.journal import JournalFileOpenLock
+
+    lock = JournalFileOpenLock(str(path))
+    lock.acquire()
+    try:
+        if not _is_whole(path):
+            with path.open("r+b") as file:
+                file.truncate(path.read_bytes().rfind(b"\n") + 1)
+    finally:
+        lock.release()

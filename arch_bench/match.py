@@ -21,7 +21,8 @@ UNITS = 8, 1
 def matched(cell: Cell) -> tuple[Cell, int | None]:
     """The cell at the width whose parameters come closest to `match.params`, and how many those are.
 
-    As it is, and None, without a budget. Raises ConfigError when no width is within TOLERANCE.
+    As it is where it has exactly those; as it is, and None, without a budget. Raises ConfigError when no width is
+    within TOLERANCE.
     """
     if cell.match.params is None:
         return cell, None
@@ -39,13 +40,15 @@ _WIDTHS: dict[str, tuple[int, int]] = {}
 
 def _width(cell: Cell, budget: int) -> tuple[int, int]:
     counter = _Counter(cell)
-    for unit in UNITS:
-        try:
+    try:
+        if counter._count(cell.d_model) == budget:  # that of the one which the others are matched to
+            return cell.d_model, budget
+        for unit in UNITS:
             width, n_params = counter.closest(budget, unit)
-        except Unsupported as error:
-            raise ConfigError(f"match.params={budget}: {error}") from None
-        if abs(n_params / budget - 1) <= TOLERANCE:
-            return width, n_params
+            if abs(n_params / budget - 1) <= TOLERANCE:
+                return width, n_params
+    except Unsupported as error:
+        raise ConfigError(f"match.params={budget}: {error}") from None
     raise ConfigError(
         f"match.params={budget}: {cell.backbone_name} comes no closer than {n_params:,} parameters, at d_model={width}"
     )

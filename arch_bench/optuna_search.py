@@ -6,10 +6,13 @@ Optuna proposes and decides; the rows are the record. Each search has a journal,
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from arch_bench import journal, results
+from arch_bench.claim import claimed
 from arch_bench.config import Cell, ConfigError, Trial, recomposed
 from arch_bench.protocol import VALIDATION, Answers, Round, Rounds, parted
 from arch_bench.results import Row
@@ -113,11 +116,14 @@ class _Search:
         ranges = {dial: [type(of).__name__, *of] for dial, of in options.space.items()}
         self.name = results.digest({"what": what, "seed": self._seed, "space": ranges})
         open_study = journal.rehearsal if options.dry_run else journal.begin
-        self._study = open_study(journal.path_of(cells[0], self.name), anew=cells[0].rerun)
+        path = journal.path_of(cells[0], self.name)
+        self._study, self._claim = open_study(path, anew=cells[0].rerun), journal.claim_of(path)
         self._values: dict[int, Values] = {}
         """Of all trials, by number."""
         self._rows: dict[str, Row] = {}
         """What came of values, by their text."""
+        self._tried: set[str] = set()
+        """Values that this sweep has given out, answered or not."""
 
     @property
     def n_left(self) -> int:
@@ -125,34 +131,36 @@ class _Search:
         return max(0, self._options.n_trials - len(self._values)) + self._n_finals
 
     def due(self) -> list[Cell]:
-        """First those of earlier runs, to be answered from disk or to be ended; then new ones, none of them twice."""
-        if not self._values and (known := self._remembered()):
-            self._values = known
-            return [self._trial(number) for number in self._distinct()]
-        fresh: list[int] = []
-        while len(fresh) < self._options.n_at_once and len(self._values) < self._options.n_trials:
-            number = self._ask()
-            if _text(self._values[number]) in self._rows:
-                self._tell(number)
-            elif number in self._distinct():
-                fresh.append(number)
-        return [self._trial(number) for number in fresh]
+        """First those in the journal, by earlier runs or by sweeps beside this one; then new ones, none of them twice.
+
+        One sweep at a time proposes, by what all trials so far have come to; the others take up what it has noted.
+        """
+        with nullcontext() if self._options.dry_run else claimed(self._claim, waits=True):
+            self._take_up()
+            if not self._untried():
+                self._propose()
+        due = self._untried()
+        self._tried |= {_text(self._values[number]) for number in due}
+        return [self._trial(number) for number in due]
 
     def learn(self, answers: Answers) -> None:
         """Take in those that are of this search."""
-        mine = [
-            (cell.trial, rows) for cell, rows in answers if cell.trial is not None and cell.trial.study == self.name
-        ]
-        fresh = {_text(trial.values): rows[0] for trial, rows in mine if rows}
-        self._rows |= fresh
-        for number, values in self._values.items():
-            if _text(values) in fresh:
-                self._tell(number)
+        for cell, rows in answers:
+            if rows and cell.trial is not None and cell.trial.study == self.name:
+                self._rows[_text(cell.trial.values)] = rows[0]
 
     def finals(self) -> list[Cell]:
-        """Every seed at the best values; at the given ones where no trial worked, whose rows then say why."""
+        """Every seed at the best values; at the given ones where no trial worked, whose rows then say why.
+
+        None while a trial may still have a result: it might be the best.
+        """
         best, losses = self._best(), Counter(row.status for row in self._rows.values())
-        counted = f"{len(self._values)} trials" + (f" ({losses['pruned']} given up)" if losses["pruned"] else "")
+        if not RETRIED.isdisjoint(losses):
+            first = self._cells[0]
+            name = f"{first.backbone_name} on {first.task_name}, seq_len {first.seq_len}"
+            print(f"{name}: no values are chosen while a trial has no result", file=sys.stderr)
+            return []
+        counted = f"{len(self._rows)} trials" + (f" ({losses['pruned']} given up)" if losses["pruned"] else "")
         if best is None:
             return self._finals({}, f"{shown(self._given()[0])}: none of {counted} could be trained")
         loss = _loss(self._rows[_text(best)])
@@ -173,9 +181,21 @@ class _Search:
         best = min(losses, key=lambda number: losses[number], default=None)
         return None if best is None else self._values[best]
 
-    def _remembered(self) -> dict[int, Values]:
+    def _take_up(self) -> None:
+        """All that the journal has, and tell it what came of those that it has no end of."""
         trials = [trial for trial in self._study.get_trials() if len(trial.params) == len(self._options.space)]
-        return {trial.number: self._rounded(trial.params) for trial in trials[: self._options.n_trials]}
+        trials = trials[: self._options.n_trials]
+        self._values = {trial.number: self._rounded(trial.params) for trial in trials}
+        for trial in trials:
+            if not trial.state.is_finished():
+                self._tell(trial.number)
+
+    def _propose(self) -> None:
+        while len(self._untried()) < self._options.n_at_once and len(self._values) < self._options.n_trials:
+            self._tell(self._ask())  # where it is known already
+
+    def _untried(self) -> list[int]:
+        return [number for number in self._distinct() if _text(self._values[number]) not in self._tried]
 
     def _distinct(self) -> list[int]:
         """The first number of all values."""

@@ -102,11 +102,18 @@ def _estimate(cell: Cell, history: list[Row]) -> float | None:
     """Seconds of all phases of a cell, by the median of rows of the like."""
     total = 0.0
     for kind in cell.phases:
-        times = [row.wall_s for row in history if row.kind == kind and row.wall_s is not None and _is_like(cell, row)]
+        likes = [row for row in history if row.kind == kind and row.wall_s is not None and _is_like(cell, row)]
+        times = [_seconds(row) for row in likes]
         if not times:
             return None
         total += statistics.median(times) * _n_rows(cell, kind)
     return total
+
+
+def _seconds(row: Row) -> float:
+    """A row's share. Of a training in several attempts `wall_s` knows the last, and `train_s` all but their tests."""
+    n_rows = len(row.config.get("eval_scales", [1])) if row.kind == "quality" else 1
+    return max(row.wall_s or 0.0, float(row.metrics.get("train_s") or 0.0) / n_rows)
 
 
 def _n_rows(cell: Cell, kind: Kind) -> int:

@@ -43,7 +43,7 @@ class Grid:
 
 
 class Quick:
-    """Of cells that differ in seed and learning rate only, the first."""
+    """Of cells that differ in seed and learning rate only, the first: that of each choice of phases."""
 
     def rounds(self, cells: list[Cell]) -> Rounds:
         yield Round([of_kind[0] for of_kind in _contenders(cells)])
@@ -51,6 +51,8 @@ class Quick:
 
 class Fair:
     """The learning rate of each backbone by validation, at the first seeds; then every seed at that rate.
+
+    The best has the lowest loss; of trainings that may stop early (`trainer.stop_at`) the one that stopped first.
 
     Cells that train nothing have the same widths, and are else as they are given. Of a backbone with a training that
     crashed or ran out of time no rate is chosen: what that finds when it is tried again might change it.
@@ -70,17 +72,14 @@ class Fair:
         trained, others = parted(cells, self._match)
         scans = [_Scan(each, self._rates(each), self._n_scan_seeds) for each in _contenders(trained)]
         n_finals = sum(len(scan.seeds) for scan in scans) + len(others)
-        due = [cell for scan in scans for cell in scan.due()]
-        while due:
+        while due := _distinct(cell for scan in scans for cell in scan.due()):
             answers = yield Round(due, "learning rates, by validation", n_finals)
             for scan in scans:
                 scan.learn(answers)
                 scan.extend(self._ratio, self._max_extensions)
-            due = [cell for scan in scans for cell in scan.due()]
         finals = others + [cell for scan in scans if not scan.is_open for cell in scan.finals()]
-        for scan in scans:
-            if scan.is_open:
-                print(f"{scan.name}: no rate is chosen while one has no result", file=sys.stderr)
+        for name in dict.fromkeys(scan.name for scan in scans if scan.is_open):
+            print(f"{name}: no rate is chosen while one has no result", file=sys.stderr)
         if finals:
             yield Round(finals, "every seed at the rate chosen")
 
@@ -94,13 +93,27 @@ class Fair:
         return {_rounded(rate): rate for rate in exact}
 
 
+class _Trained(NamedTuple):
+    """What came of a training; the smaller the better, its steps first: who stops early needed fewer to learn it.
+
+    Where none stops before the last step that is the loss. Losses of trainings that stopped (`trainer.stop_at`) say
+    only by how much each passed the line.
+    """
+
+    steps: float
+    loss: float
+
+
+_FAILED = _Trained(math.inf, math.inf)
+
+
 class _Scan:
     """The rates tried for one contender, and what came of them."""
 
     def __init__(self, cells: list[Cell], rates: dict[float, float], n_scan_seeds: int) -> None:
         self._first, self._rates = cells[0], rates
-        self._losses: dict[float, dict[int, float | None]] = {}
-        """By rate and seed; None where training failed."""
+        self._found: dict[float, dict[int, _Trained]] = {}
+        """By rate and seed."""
         self._n_extensions = 0
         self.is_open = False
         """A rate has no result yet, but may have one."""
@@ -109,7 +122,7 @@ class _Scan:
         self._scan_seeds = self.seeds[:n_scan_seeds]
 
     def due(self) -> list[Cell]:
-        cells = [_with_rate(self._first, rate) for rate in self._rates if rate not in self._losses]
+        cells = [_with_rate(self._first, rate) for rate in self._rates if rate not in self._found]
         return [
             cell.model_copy(update={"phases": ["scan"], "seed": seed}) for cell in cells for seed in self._scan_seeds
         ]
@@ -119,13 +132,13 @@ class _Scan:
         mine = _identity(self._first)
         for cell, rows in answers:
             if _identity(cell) == mine:
-                loss = next((loss for row in rows if (loss := _loss(row)) is not None), None)
-                self._losses.setdefault(cell.optim.lr, {})[cell.seed] = loss
+                found = next((done for row in rows if (done := _trained(row)) != _FAILED), _FAILED)
+                self._found.setdefault(cell.optim.lr, {})[cell.seed] = found
                 self.is_open |= not rows or any(row.status in RETRIED for row in rows)
 
     def extend(self, ratio: float, at_most: int) -> None:
         """Try one rate more beyond the best, if that is the lowest or the highest of all tried."""
-        best, tried = self._best(), sorted(self._losses)
+        best, tried = self._best(), sorted(self._found)
         if self.is_open or best is None or self._n_extensions == at_most or best not in (tried[0], tried[-1]):
             return
         self._n_extensions += 1
@@ -134,34 +147,37 @@ class _Scan:
 
     def finals(self) -> list[Cell]:
         """Every seed at the best rate; at the given one where no rate worked, whose rows then say why."""
-        best, tried = self._best(), sorted(self._losses)
+        best, tried = self._best(), sorted(self._found)
         rate = self._first.optim.lr if best is None else best
         chosen = f"optim.lr={rate:g}: none of {len(tried)} rates could be trained"
         if best is not None:
             seeds = ", ".join(map(str, self._scan_seeds))
             at = f"at seed {seeds}" if len(self._scan_seeds) == 1 else f"as a mean of seeds {seeds}"
+            mean = self._mean(best)
+            stopped = mean.steps < self._first.trainer.max_steps
+            why = f"stopped after {mean.steps:g} steps, the first" if stopped else "the lowest"
             chosen = (
-                f"optim.lr={rate:g}: validation loss {self._mean_loss(best):.4g}, the lowest of {len(tried)} rates "
+                f"optim.lr={rate:g}: validation loss {mean.loss:.4g}, {why} of {len(tried)} rates "
                 f"from {tried[0]:g} to {tried[-1]:g} {at}"
             )
         cell = _with_rate(self._first, rate)
         return [cell.model_copy(update={"seed": seed, "chosen": chosen}) for seed in self.seeds]
 
     def _best(self) -> float | None:
-        working = [rate for rate in self._losses if self._mean_loss(rate) < math.inf]
-        return min(working, key=self._mean_loss, default=None)
+        working = [rate for rate in self._found if self._mean(rate) != _FAILED]
+        return min(working, key=self._mean, default=None)
 
-    def _mean_loss(self, rate: float) -> float:
-        """Mean over the seeds; infinite where one of them failed."""
-        return fmean(math.inf if loss is None else loss for loss in self._losses[rate].values())
+    def _mean(self, rate: float) -> _Trained:
+        """Over the seeds; infinite where one of them failed."""
+        return _Trained(*map(fmean, zip(*self._found[rate].values(), strict=True)))
 
 
-def _loss(row: Row) -> float | None:
+def _trained(row: Row) -> _Trained:
     if row.kind != "scan" or row.status != "ok":
-        return None
+        return _FAILED
     (loss,) = (row.metrics[name] for name in VALIDATION if name in row.metrics)
     assert isinstance(loss, float)
-    return loss
+    return _Trained(float(row.metrics["steps"] or 0), loss)
 
 
 def _rounded(rate: float) -> float:
@@ -175,10 +191,15 @@ def _with_rate(cell: Cell, rate: float) -> Cell:
 
 def _contenders(cells: Iterable[Cell]) -> list[list[Cell]]:
     """Cells that differ in seed and learning rate only, together."""
-    found: dict[str, list[Cell]] = {}
+    found: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
-        found.setdefault(_identity(cell), []).append(cell)
+        found.setdefault((_identity(cell), *cell.phases), []).append(cell)
     return list(found.values())
+
+
+def _distinct(cells: Iterable[Cell]) -> list[Cell]:
+    """Each once: contenders that differ in their phases only have the same trainings to choose by."""
+    return list({cell.model_dump_json(): cell for cell in cells}.values())
 
 
 def _identity(cell: Cell) -> str:

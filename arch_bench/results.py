@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -81,6 +82,16 @@ class Row:
         """Raises ValueError for a length that figures have no place for."""
         if min(self.seq_len, self.train_seq_len) < 1:
             raise ValueError(f"seq_len={self.seq_len}, train_seq_len={self.train_seq_len}: each needs at least 1")
+
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Errors of a disk that takes nothing more, from anybody."""
+
+
+class Unsaved(OSError):
+    """A full disk has cost rows, which are in `rows`: an attribute goes with an OSError from process to process."""
+
+    rows: Sequence[Row] = ()
 
 
 def save(row: Row, path: Path) -> None:
@@ -168,6 +179,8 @@ def cell_key(config: dict[str, Any]) -> str:
     kept = {k: v for k, v in config.items() if k not in _BOOKKEEPING | _PHASE_SETTINGS}
     for group, neutral in ADDED.items():
         kept[group] = {k: v for k, v in kept[group].items() if k not in neutral or v != neutral[k]}
+    if "cache_dir" in kept["task"]:  # where a corpus is kept changes nothing that is measured
+        kept["task"] = kept["task"] | {"cache_dir": None}
     return digest(kept)
 
 

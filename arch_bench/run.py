@@ -13,7 +13,7 @@ from arch_bench.claim import claimed
 from arch_bench.config import Cell, ConfigError
 from arch_bench.isolate import Setting
 from arch_bench.results import RETRIED, Kind, Outcome, Row, Status
-from arch_bench.shape import Shape, Usage, is_provisional, run_shape, save
+from arch_bench.shape import Shape, Usage, explain, is_provisional, run_shape, save
 
 ORDER: tuple[Kind, ...] = ("kernels", "speed", "decode", "scan", "quality")
 """Measuring comes first: the quality process then logs every row to the one W&B run it opens."""
@@ -67,12 +67,12 @@ def _completed(cell: Cell, say: Callable[[Row], None], seating: Seating) -> list
     rows: list[Row] = []
     n_measured, is_mirrored = 0, False
     for shape in shapes(cell, rows):
-        known = [] if cell.rerun else _known(cell, shape)
+        known = [] if cell.rerun else explain(cell, shape, _known(cell, shape))
         fresh = [] if known else _seated(cell, shape, rows, seating)
-        n_measured += len(fresh)
+        n_measured += sum(row.status not in RETRIED for row in fresh)
         if known and shape.kind == "quality":  # killed after it had saved them, it could not clear up
             results.checkpoint_path(cell.results_dir, cell.model_dump()).unlink(missing_ok=True)
-        is_mirrored |= shape.kind == "quality" and any(row.status not in RETRIED for row in fresh)
+        is_mirrored |= shape.kind == "quality" and bool(fresh)  # by its process; if that was cut short, by the next
         for row in known or fresh:
             say(row)
         rows += known or fresh
@@ -228,7 +228,7 @@ def _measure(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting) -> 
     except isolate.Crashed as error:
         where = where or f" ({_noted(cell, shape, error)})"
         return _give_up(cell, shape, before, "crashed", f"{error}{where}")
-    except ConfigError:
+    except (ConfigError, results.Unsaved):
         raise
     except Exception as error:
         error.add_note(f"in cell {results.cell_key(cell.model_dump())}: {cell.backbone_name} on {cell.task_name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -103,12 +104,31 @@ def _outcomes(cell: Cell, shape: Shape, team: Team, logger: Any) -> list[Outcome
 
 
 def save(cell: Cell, shape: Shape, outcomes: list[Outcome], usage: Usage) -> list[Row]:
-    """The outcomes as rows, on disk but for those that are provisional."""
+    """The outcomes as rows, on disk but for those that are provisional. Raises Unsaved, and any other OSError."""
     kind = shape.kind
     rows = [to_row(cell, kind, outcome, usage, len(outcomes)) for outcome in outcomes]
     for row in rows:
         if not is_provisional(row, shape):
-            results.save(row, row_path(cell, kind, row.seq_len, row.kernel if kind == "kernels" else ""))
+            path = row_path(cell, kind, row.seq_len, row.kernel if kind == "kernels" else "")
+            try:
+                results.save(row, path)
+            except OSError as error:
+                if error.errno not in results.FULL:
+                    raise
+                unsaved = results.Unsaved(error.errno, error.strerror, str(path))
+                unsaved.rows = rows
+                raise unsaved from error
+    return rows
+
+
+def explain(cell: Cell, shape: Shape, known: list[Row]) -> list[Row]:
+    """The rows on disk of a shape, with what a protocol says of the cell now: a wider search may end at the same."""
+    if not cell.chosen:
+        return known
+    rows = [replace(row, chosen=cell.chosen, config=row.config | {"chosen": cell.chosen}) for row in known]
+    for path, row in zip(shape.paths(cell), rows, strict=False):  # none are known of a shape that is not whole
+        if row not in known:
+            results.save(row, path)
     return rows
 
 

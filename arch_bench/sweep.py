@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from arch_bench.protocol import Answers, Round
 
 
+class _Full(Exception):
+    """The disk is."""
+
+
 class Sweep:
     """Collects the cells that Hydra composes, one for each call of `add`, and runs them."""
 
@@ -72,6 +76,8 @@ class Sweep:
         """Round after round, until the protocol has all that it wants. Raises what Hydra raises."""
         try:
             self._run()
+        except _Full as full:
+            print(f"arch-bench: {full}; the sweep ends here, for nothing more can be saved", file=sys.stderr)
         except (ConfigError, OSError) as error:
             self._mistaken(one_line(error))
 
@@ -145,6 +151,9 @@ class Sweep:
         if done.bug is not None:
             print(f"    crashed: {done.bug}", flush=True)
             self.failures[done.job.label] = f"crashed: {done.bug}"
+        if done.full is not None:
+            self.failures[done.job.label] = f"not saved: {done.full}"
+            raise _Full(done.full)
         if done.rows:
             self._reported.add((Path(done.job.cell.results_dir), done.job.cell.name))
         for row in done.rows:

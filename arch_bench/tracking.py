@@ -10,11 +10,14 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from arch_bench.config import Cell
+from pydantic import ValidationError
+
+from arch_bench.config import Cell, first_complaint
 from arch_bench.results import Row
 
 if TYPE_CHECKING:
@@ -41,16 +44,22 @@ class WandbTracker(Tracker):
 
     def __init__(self, run: Any) -> None:
         self._run = run
-        run.define_metric("trainer/global_step")
-        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        run.define_metric("seq_len")
-        run.define_metric("bench/*", step_metric="seq_len")  # after `*`: the later, narrower pattern wins
+        with _forgiving("axes"):
+            run.define_metric("trainer/global_step")
+            for curves in ("train/*", "val/*"):
+                run.define_metric(curves, step_metric="trainer/global_step", step_sync=True)
+            run.define_metric("seq_len", summary="none")
+            run.define_metric("bench/*", step_metric="seq_len", summary="none")  # it would be of the last length
 
     @property
     def lightning(self) -> WandbLogger:
         from lightning.pytorch.loggers import WandbLogger
 
         class ForgivingLogger(WandbLogger):
+            def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+                with _forgiving("config"):
+                    super().log_hyperparams(*args, **kwargs)
+
             def log_metrics(self, *args: Any, **kwargs: Any) -> None:
                 with _forgiving("curves"):
                     super().log_metrics(*args, **kwargs)
@@ -72,14 +81,34 @@ class WandbTracker(Tracker):
 
 
 def _summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """The kernels, and the last known size of the model and of its state (rows come in order of length)."""
+    """What W&B's table of runs shows: how the cell ended, its kernels, and every figure.
+
+    Those at another length than that of training have it in between: `bench/quality/<seq_len>/<metric>`. The last
+    known size of the model and of its state stand alone, too (rows come in order of length).
+    """
     known = {name: row.metrics[name] for row in rows for name in ("n_params", "state_bytes") if name in row.metrics}
-    return known | {"kernel": ", ".join(sorted({row.kernel for row in rows if row.kernel}))}
+    words = {
+        "status": ", ".join(dict.fromkeys(row.status for row in rows)),
+        "reason": "; ".join(dict.fromkeys(row.reason for row in rows if row.reason)),
+        "kernel": ", ".join(sorted({row.kernel for row in rows if row.kernel})),
+    }
+    figures: dict[str, Any] = {}
+    for row in rows:
+        is_trained = row.seq_len == row.train_seq_len
+        figures |= _figures(row, _place(row) if is_trained else f"{_place(row)}/{row.seq_len}")
+    return figures | known | words
 
 
 def _points(rows: Iterator[Row]) -> dict[str, Any]:
-    places = ((row, f"kernels/{row.kernel}" if row.kind == "kernels" else row.kind) for row in rows)
-    return {f"bench/{place}/{name}": value for row, place in places for name, value in row.metrics.items()}
+    return {name: value for row in rows for name, value in _figures(row, _place(row)).items()}
+
+
+def _place(row: Row) -> str:
+    return f"kernels/{row.kernel}" if row.kind == "kernels" else row.kind
+
+
+def _figures(row: Row, place: str) -> dict[str, Any]:
+    return {f"bench/{place}/{name}": value for name, value in row.metrics.items()}
 
 
 def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
@@ -105,22 +134,34 @@ def track(cell: Cell) -> Iterator[Tracker]:
     if run is None:
         yield Tracker()
         return
+    exit_code = 1  # W&B then shows the run as failed: interrupted, or ended by a bug
     try:
         yield WandbTracker(run)
+        exit_code = 0
     finally:
         with _forgiving("finish"):
-            run.finish()
+            run.finish(exit_code)
 
 
 @contextmanager
 def _forgiving(what: str) -> Iterator[None]:
-    """A failure of W&B becomes one line on stderr."""
-    import wandb
+    """A failure of W&B becomes one line on stderr.
 
+    Whatever it raises: its own errors, pydantic's for a setting in the environment, a socket's when its service died.
+    No exception of a mirror is worth a training.
+    """
     try:
         yield
-    except (wandb.Error, OSError) as error:
-        print(f"W&B {what}: {str(error).splitlines()[0]}", file=sys.stderr)
+    except ValidationError as error:
+        _tell(f"W&B {what}: {first_complaint(error)}")
+    except Exception as error:
+        _tell(f"W&B {what}: {(str(error).splitlines() or [type(error).__name__])[0]}")
+
+
+@cache
+def _tell(line: str) -> None:
+    """Once: a service that died fails at every point of a curve."""
+    print(line, file=sys.stderr)
 
 
 def _start(cell: Cell) -> Any:
@@ -151,9 +192,9 @@ def _can_go_online() -> bool:
 
     if os.environ.get("WANDB_MODE", "online") != "online":
         return False
-    wandb.setup(wandb.Settings(silent=True))
     with _forgiving("login"):
-        return wandb.login(prompt=False) and _is_reachable(wandb.Settings().base_url)
+        session = wandb.setup(wandb.Settings(silent=True))  # which reads the environment; `Settings` alone does not
+        return wandb.login(prompt=False) and _is_reachable(session.settings.base_url)
     return False
 
 

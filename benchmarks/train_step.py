@@ -32,7 +32,7 @@ from arch_bench.lit import LitSequence
 from arch_bench.measure import Stopwatch, Timing, device_name, pick_device, warm_up
 from arch_bench.objects import build
 from arch_bench.ops import linear_cross_entropy as head
-from arch_bench.precision import autocast, pick_precision
+from arch_bench.precision import autocast, pick_precision, set_tf32
 from arch_bench.train_step import Scored, TrainStep, list_scored, pick_step
 from tasks.base import Task, stream
 
@@ -73,6 +73,7 @@ def model_and_task(cell: Cell, **sizes: int) -> tuple[Any, Task]:
     task: Task = build(cell, "task").for_split("train")
     torch.manual_seed(cell.seed)
     device = pick_device(cell.device)
+    set_tf32(cell.precision)  # as a cell does: PyTorch lets cuDNN round
     with device, autocast(pick_precision(cell.precision, device), device):
         return build(cell, "backbone", **({"vocab_size": task.vocab_size} | sizes)), task
 

@@ -31,8 +31,16 @@ def cell(folder: Path, *overrides: str, lr: float | None = None, **changes: Any)
     return base.model_copy(update={"results_dir": str(folder), "optim": optim} | changes)
 
 
-def row(of: Cell, kind: Any = "scan", *, loss: float | None = None, wall_s: float | None = None, **outcome: Any) -> Row:
+def row(
+    of: Cell,
+    kind: Any = "scan",
+    *,
+    loss: float | None = None,
+    steps: int | None = None,
+    wall_s: float | None = None,
+    **outcome: Any,
+) -> Row:
     """A row of a cell, as if it had been measured."""
-    metrics: Any = {} if loss is None else {"val_loss_nats": loss}
+    metrics: Any = {} if loss is None else {"val_loss_nats": loss, "steps": steps or of.trainer.max_steps}
     found = Outcome(seq_len=of.seq_len, metrics=metrics, **outcome)
     return to_row(final(of)[0], kind, found, Usage(wall_s, None))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import BACKBONES, depth, on_cpu
+from models import BACKBONES, ENCODERS, depth, on_cpu
 
 from arch_bench import gate
 from arch_bench.backbone import Backbone
 from arch_bench.config import Cell, cell_of, compose
+from arch_bench.mixers.recurrent import LSTM
 from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
 
@@ -30,6 +31,23 @@ def test_every_backbone_passes(name: str, precision: str) -> None:
     assert 0 <= error < gate.ALLOWED[precision] * (2 if name == "xlstm" else 1)  # which has eight layers
     assert backbone.training, "it is left as it was"
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", [*map(on_cpu, [name for name in BACKBONES if name not in ENCODERS])])
+def test_every_decoder_decodes_what_its_reference_computes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "LENGTH", 40)
+    cell = cell_of(compose([f"backbone={name}", depth(name, 2), "d_model=16", "seq_len=40", "task.n_pairs=4"]))
+    before = torch.get_rng_state()
+    assert gate.check_decode(cell, "fp32", 11, torch.device("cpu"))["gate_error"] < gate.ALLOWED["fp32"]  # type: ignore[operator]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_decodes_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = LSTM.step
+    monkeypatch.setattr(LSTM, "step", lambda self, x_t, state: inner(self, -x_t, state))
+    cell = cell_of(compose(["backbone=lstm", "d_model=16"]))
+    with pytest.raises(Unsupported, match=r"kernel=aten is .* off its reference in fp32"):
+        gate.check_decode(cell, "fp32", 11, torch.device("cpu"))
 
 
 def test_a_kernel_that_is_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import faulthandler
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
 from cells import cell
+from torch.cuda import is_available
 
 from arch_bench import results, run
 from arch_bench.config import Cell, ConfigError
 from arch_bench.launchers import joblib
-from arch_bench.launchers.base import Done, Job
+from arch_bench.launchers.base import Done, Job, attempt_silently, run_all
 from arch_bench.launchers.basic import Basic
 from arch_bench.launchers.joblib import MANY, Joblib, per_device
 from arch_bench.results import Outcome, Row
@@ -99,6 +104,43 @@ def test_a_crash_of_native_code_is_a_row_with_its_log_too(tmp_path: Path, monkey
     assert [row.status for row in second.rows] == ["unsupported"]
 
 
+class AtOnce:
+    """In place of several processes: all jobs at the same time, so that none finds a row of another on disk."""
+
+    def __init__(self) -> None:
+        self.rounds: list[list[str]] = []
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
+        self.rounds.append([job.label for job in jobs])
+        together = Barrier(len(jobs), timeout=10)
+
+        def seated(cell: Cell, shape: Shape, *, alone: bool) -> AbstractContextManager[run.Seat]:
+            together.wait()
+            return nullcontext(run.Seat())
+
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            yield from pool.map(lambda job: attempt_silently(job, seated), jobs)
+
+
+def test_cells_of_one_claim_take_turns_and_the_others_run_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = Outcome(seq_len=16, status="unsupported")
+    monkeypatch.setattr(run, "run_shape", lambda one, shape, _: save(one, shape, [outcome], Usage()))
+    plain = cell(tmp_path, phases=["speed"])
+    other = plain.model_copy(update={"speed": plain.speed.model_copy(update={"tokens_per_step": 512})})
+    twin = plain.model_copy(update={"phases": ["decode"], "device": "auto" if not is_available() else "cpu"})
+    jobs = [
+        Job(each.model_copy(update={"seed": i}), f"{i}{n}") for each, n in ((plain, "a"), (other, "b")) for i in (0, 1)
+    ]
+    launcher = AtOnce()
+    found = list(run_all(launcher, [*jobs, Job(twin.model_copy(update={"seed": 0}), "0c")]))
+    assert launcher.rounds == [["0a", "1a"], ["0b", "1b"], ["0c"]]
+    assert [each.taken for each in found] == [None] * 5
+    assert len(results.load([tmp_path])) == 5
+    assert "waiting" not in capsys.readouterr().out
+
+
 def test_how_many_share_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arch_bench.measure.usable_cores", lambda: 24)
     assert per_device(1, is_gpu=False, pack="auto") == 12
@@ -106,6 +148,37 @@ def test_how_many_share_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert per_device(4, is_gpu=True, pack="auto") == 3
     assert per_device(16, is_gpu=True, pack="auto") == 1
     assert per_device(16, is_gpu=True, pack=5) == 5
+
+
+@pytest.mark.parametrize(
+    ("names", "n_jobs", "of_training", "of_timed"),
+    [([], 1, "6", None), ([], 9, "6", None), (["0"], 1, None, None), (["0"], 9, "6", None), (["0", "1"], 9, "3", "12")],
+    ids=str,
+)
+def test_threads_of_cpu_cells_do_not_depend_on_how_many_are_left(  # noqa: PLR0917
+    names: list[str],
+    n_jobs: int,
+    of_training: str | None,
+    of_timed: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For they are part of the device's name there, and what devices of two names take is not compared."""
+    devices = [joblib.Device({"CUDA_VISIBLE_DEVICES": name}, 2**30) for name in names] or [joblib.Device({}, 2**30)]
+    found = set()
+
+    def attempt(job: Job, seats: joblib.Seats) -> Done:
+        for kind in ("quality", "speed"):
+            with seats(job.cell, Shape(kind, [16]), alone=kind == "speed") as seat:
+                found.add((kind, seat.setting.env.get("ARCH_BENCH_THREADS")))
+                assert seat.setting.env.get("CUDA_VISIBLE_DEVICES", "none") in (names or ["none"])
+        return Done(job, [])
+
+    monkeypatch.setattr("arch_bench.measure.usable_cores", lambda: 24)
+    monkeypatch.setattr(joblib.isolate, "call", lambda *_, **__: devices)
+    monkeypatch.setattr(joblib, "attempt_silently", attempt)
+    done(Joblib(pack=4, mps=False), *(cell(tmp_path, isolate=True, seed=i) for i in range(n_jobs)))
+    assert found == {("quality", of_training), ("speed", of_timed)}
 
 
 def test_joblib_refuses_what_it_cannot_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "objects",
             "decoder",
             "energy",
+            "gate",
             "graph",
             "measure",
             "mixers.base",
@@ -102,7 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "space": set(),
     "journal": {"config"},
     "pruning": {"config", "guard", "journal", "team"},
-    "optuna_search": {"config", "journal", "protocol", "results", "run", "space"},
+    "optuna_search": {"claim", "config", "journal", "protocol", "results", "run", "space"},
     "plan": {"complaint", "config", "objects", "ops", "results", "run", "tasks.base"},
     "launchers": {
         *("claim", "complaint", "config", "isolate", "launchers", "measure", "mps", "results", "row_line", "run"),

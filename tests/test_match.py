@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from models import BACKBONES, depth, on_cpu
 
-from arch_bench import match, run
+from arch_bench import match, protocol, run
 from arch_bench.config import Cell, ConfigError, cell_of, compose
 from arch_bench.objects import build
 
@@ -29,6 +29,14 @@ def test_every_backbone_meets_a_budget(name: str) -> None:
 def test_without_a_budget_nothing_changes() -> None:
     plain = cell("lstm", "d_model=40")
     assert match.matched(plain) == (plain, None)
+
+
+@pytest.mark.parametrize("d_model", [50, 300])
+def test_whose_parameters_are_the_budget_keeps_its_width(d_model: int) -> None:
+    first, rival = protocol.matched([cell("lstm", f"d_model={d_model}"), cell("mamba", f"d_model={d_model}")])
+    assert first.match.params == match.n_params(first)
+    assert match.matched(first) == (first, first.match.params)
+    assert match.matched(rival)[1] == pytest.approx(first.match.params, rel=match.TOLERANCE)
 
 
 def test_a_width_that_kernels_like_is_preferred() -> None:

@@ -7,15 +7,21 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Event, Timer
+from time import sleep
 from typing import Any
 
 import optuna
 import pytest
+from optuna.storages.journal import JournalFileOpenLock
 from optuna.trial import TrialState
 
 from arch_bench import journal, report, results, run
+from arch_bench.claim import claimed
 from arch_bench.config import Cell, ConfigError, Trial, cell_of, compose
 from arch_bench.optuna_search import Optuna
 from arch_bench.protocol import Round
@@ -119,18 +125,86 @@ def test_an_interrupted_search_goes_on_as_it_would_have(tmp_path: Path) -> None:
     assert [(len(round_.cells), round_.n_later) for round_ in rounds[:-1]] == [(2, 3), (1, 2), (1, 1)]
 
 
-def test_what_became_of_trials_is_told(tmp_path: Path) -> None:
-    outcomes: list[float | Status] = [2.0, "pruned", "diverged", "crashed", 1.0]
-    endings = iter([*outcomes, 3.0])
-    (*_, last) = drive(protocol(), cells(tmp_path), lambda _: next(endings))
+def test_what_became_of_trials_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    endings: Iterator[float | Status] = iter([2.0, "pruned", "diverged", "crashed", 1.0])
+    speed = cells(tmp_path, "phases=[speed]")
+    (*_, last) = drive(protocol(), [*cells(tmp_path), *speed], lambda cell: next(endings) if cell.trial else 3.0)
     trials = study_of(tmp_path).trials
     states = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED, TrialState.RUNNING, TrialState.COMPLETE]
     assert [trial.state for trial in trials] == states
     assert [trial.value for trial in trials] == [2.0, None, None, None, 1.0]
-    assert "validation loss 1, the lowest of 5 trials (1 given up) at seed 0" in last.cells[0].chosen
-    first, _ = drive(protocol(), cells(tmp_path), lambda cell: 0.5 if cell.trial else 3.0, n_rounds=2)
+    assert last.cells == speed, "the trial that crashed might be the best"
+    told = capsys.readouterr().err
+    assert told == "lstm on mqar, seq_len 64: no values are chosen while a trial has no result\n"
+    fates: list[float | Status] = [2.0, "pruned", "diverged", 0.5, 1.0]
+    first, last = drive(protocol(), cells(tmp_path), lambda cell: fates[cell.trial.number] if cell.trial else 3.0)
     assert len(first.cells) == 5, "the rows say which of them to run again"
+    assert "validation loss 0.5, the lowest of 5 trials (1 given up) at seed 0" in last.cells[0].chosen
     assert study_of(tmp_path).trials[3].state == TrialState.COMPLETE
+
+
+def test_a_trial_that_cannot_be_run_is_not_counted_and_given_out_once(tmp_path: Path) -> None:
+    rounds = protocol().rounds(cells(tmp_path))
+    found, answers = [next(rounds)], []
+    with suppress(StopIteration):
+        while True:
+            is_refused = len(found) == 2
+            answers = [(cell, [] if is_refused else [row(cell, bowl(cell))]) for cell in found[-1].cells]
+            found.append(rounds.send(answers))
+    assert len(found) == 6
+    assert "the lowest of 4 trials at seed 0" in found[-1].cells[0].chosen
+
+
+def answered(round_: Round) -> list[tuple[Cell, list[Row]]]:
+    return [(cell, [row(cell, bowl(cell))]) for cell in round_.cells]
+
+
+@pytest.mark.parametrize("n_at_once", [1, 2])
+def test_two_sweeps_at_once_make_one_search(tmp_path: Path, n_at_once: int) -> None:
+    searching = protocol(n_trials=4, n_at_once=n_at_once)
+    alone = drive(searching, cells(tmp_path / "alone"))
+    both = [searching.rounds(cells(tmp_path / "both")) for _ in range(2)]
+    found = [[next(one)] for one in both]
+    for _ in alone[1:]:
+        for one, rounds in zip(both, found, strict=True):
+            rounds.append(one.send(answered(rounds[-1])))
+    for rounds in found:
+        assert tried(rounds) == tried(alone)
+        assert rounds[-1].cells[0].chosen == alone[-1].cells[0].chosen != ""
+    assert [trial.state for trial in study_of(tmp_path / "both").trials] == [TrialState.COMPLETE] * 4
+    assert not list((tmp_path / "both" / "claims").iterdir())
+
+
+def test_a_sweep_that_is_behind_takes_up_what_the_other_has_proposed(tmp_path: Path) -> None:
+    ahead, behind = (protocol(n_trials=4).rounds(cells(tmp_path)) for _ in range(2))
+    begun, same = next(ahead), next(behind)
+    rounds = [begun]
+    for _ in range(3):
+        rounds.append(ahead.send(answered(rounds[-1])))
+    rest = behind.send(answered(same))
+    assert tried([same, rest]) == tried(rounds)
+    assert ahead.send(answered(rounds[-1])).cells == behind.send(answered(rest)).cells
+
+
+def test_one_sweep_proposes_at_a_time(tmp_path: Path) -> None:
+    rounds = protocol().rounds(cells(tmp_path))
+    first = next(rounds)
+    (path,) = (tmp_path / "optuna").glob("*.log")
+    begun = Event()
+
+    def propose() -> None:
+        with claimed(journal.claim_of(path)):
+            begun.set()
+            sleep(0.3)
+            journal.study(path).ask({"optim.lr": optuna.distributions.FloatDistribution(1e-4, 0.1, log=True)})
+
+    with ThreadPoolExecutor() as threads:
+        other = threads.submit(propose)
+        assert begun.wait(60)
+        second = rounds.send(answered(first))
+        other.result()
+    assert [cell.trial.number for cell in second.cells if cell.trial] == [1]
+    assert len(study_of(tmp_path).trials) == 2, "it waited, and proposed nothing itself"
 
 
 def test_a_search_without_a_success_ends_at_the_given_values(tmp_path: Path) -> None:
@@ -215,6 +289,24 @@ def test_a_torn_line_is_cut_off_and_a_foreign_file_is_named(tmp_path: Path) -> N
     path.write_text("not a journal\nat all\n")
     with pytest.raises(ConfigError, match=r"no journal of a search .* move it away, rows are kept"):
         next(protocol().rounds(cells(tmp_path)))
+
+
+def test_a_line_that_is_just_being_written_is_left_alone(tmp_path: Path) -> None:
+    drive(protocol(), cells(tmp_path), n_rounds=2)
+    (path,) = (tmp_path / "optuna").glob("*.log")
+    whole = path.read_text()
+    path.write_text(whole[:-9])
+    lock = JournalFileOpenLock(str(path))
+    lock.acquire()
+
+    def write_on() -> None:
+        with path.open("a") as file:
+            file.write(whole[-9:])
+        lock.release()
+
+    Timer(0.3, write_on).start()
+    journal.begin(path, anew=False)
+    assert path.read_text() == whole
 
 
 def test_without_optuna_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,17 @@ def test_time_is_estimated_by_cells_like_it(tmp_path: Path) -> None:
     assert plan(cells, history).text() == "3 cells, 0 done, 3 to run, about 4.2 h of computing"
     assert plan([*cells, other], history).seconds == 4 * 5e3, "the unknown as the known on average"
     assert [duration(s) for s in (7.4, 600, 5399, 36_000)] == ["7 s", "10 min", "90 min", "10.0 h"]
+
+
+def test_a_training_in_several_attempts_counts_whole(tmp_path: Path) -> None:
+    long = cell(tmp_path, eval_scales=[1, 2])
+    last = row(long, "quality", wall_s=100.0)  # of two rows, each with half of its process
+    history = [dataclasses.replace(last, metrics={"train_s": 7200.0, "n_attempts": 3})]
+    assert plan([long], history).seconds == 7200
+    assert plan([long], [dataclasses.replace(last, metrics={"train_s": 150.0, "n_attempts": 1})]).seconds == 200
+    scan = row(long, "scan", wall_s=100.0)
+    once = long.model_copy(update={"phases": ["scan"]})
+    assert plan([once], [dataclasses.replace(scan, metrics={"train_s": 7200.0})]).seconds == 7200
 
 
 def test_a_width_is_solved_once_for_all_seeds_and_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

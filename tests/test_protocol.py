@@ -115,6 +115,22 @@ def test_luck_at_one_seed_chooses_no_rate_of_several(n: int, rate: float, seeds_
     assert last.cells[0].chosen.endswith(f"from 0.001 to 0.1 {seeds_told}")
 
 
+def test_of_trainings_that_stop_early_the_first_is_best() -> None:
+    """Their losses say how far each had passed the line when validation looked."""
+
+    def answer(one: Cell) -> list[Row]:
+        steps, loss = {1e-3: (1250, 0.006), 1e-2: (500, 0.024), 1e-1: (3000, 0.001)}[one.optim.lr]
+        return [row(one, loss=loss, steps=steps)]
+
+    stopping = [cell(HERE, "trainer.max_steps=3000", "trainer.stop_at=0.995", lr=BASE, seed=seed) for seed in (0, 1)]
+    last = played(fair(), stopping, answer)[-1]
+    assert rates(last) == [1e-2, 1e-2]
+    assert last.cells[0].chosen == (
+        "optim.lr=0.01: validation loss 0.024, stopped after 500 steps, "
+        "the first of 3 rates from 0.001 to 0.1 at seed 0"
+    )
+
+
 def test_a_rate_that_fails_at_one_of_its_seeds_is_not_chosen() -> None:
     def answer(one: Cell) -> list[Row]:
         return by_loss(lambda lr: None if (lr, one.seed) == (1e-1, 1) else 1 / lr)(one)
@@ -138,6 +154,21 @@ def test_cells_that_train_nothing_are_as_they_are_given() -> None:
     assert rounds[-1].cells[0] == timed
     assert rounds[0].n_later == 2
     assert [each.cells for each in played(fair(), [timed], bowl(BASE))] == [[timed]]
+
+
+def test_phases_may_be_swept() -> None:
+    given = [
+        cell(HERE, lr=lr, seed=seed, phases=phases)
+        for phases in (["quality"], ["speed", "quality"])
+        for lr in (1e-3, 1e-2)
+        for seed in (4, 5)
+    ]
+    assert [each.cells for each in played(Quick(), given, bowl(BASE))] == [[given[0], given[4]]]
+    first, last = played(fair(max_extensions=0), given, bowl(BASE))
+    assert rates(first) == [1e-3, 1e-2], "both choose by the same trainings"
+    assert [(one.seed, one.optim.lr, one.phases) for one in last.cells] == [
+        (seed, BASE, phases) for phases in (["quality"], ["speed", "quality"]) for seed in (4, 5)
+    ]
 
 
 def test_what_is_timed_has_the_widths_of_what_is_scored_also_in_a_sweep_of_its_own() -> None:

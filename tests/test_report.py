@@ -158,6 +158,12 @@ def test_a_dial_of_the_task_names_the_task() -> None:
     assert series(rows) == {"mamba"}
 
 
+def test_where_a_corpus_is_kept_names_no_task() -> None:
+    rows = [score(seed=seed, config={"task": {"cache_dir": kept}}) for seed in (0, 1) for kept in (None, "/data")]
+    assert Study(rows).labels.tasks == ["mqar"]
+    assert "cache_dir" not in dict(provenance(Study(rows))).get("differs, but is not in the names", "")
+
+
 def test_a_learning_rate_splits_scores_and_no_timings() -> None:
     swept = [{"optim": {"lr": lr}} for lr in (0.01, 0.001)]
     rows = [make(config=config) for make in (score, timing) for config in swept]

@@ -110,6 +110,25 @@ def test_the_key_ignores_bookkeeping(overrides: list[str]) -> None:
     assert results.cell_key(config()) == results.cell_key(config(*overrides))
 
 
+def test_the_key_ignores_where_a_corpus_is_kept() -> None:
+    here, elsewhere = (config("task=text", "task.path=a.txt", f"task.cache_dir={folder}") for folder in ("null", "b"))
+    assert results.cell_key(here) == results.cell_key(elsewhere)
+    assert elsewhere["task"]["cache_dir"] == "b", "what is hashed is not changed"
+    assert results.cell_key(here) != results.cell_key(here | {"task": here["task"] | {"path": "b.txt"}})
+    without = {name: value for name, value in here["task"].items() if name != "cache_dir"}
+    assert results.cell_key(here) != results.cell_key(here | {"task": without}), "rows with null keep their keys"
+
+
+def test_published_rows_are_where_the_keys_of_their_configurations_say() -> None:
+    paths = sorted((Path(__file__).parents[1] / "results" / "published").glob("*/rows/*.json"))
+    assert paths
+    for path in paths:
+        found = results.read(path)
+        contender = found.kernel if found.kind == "kernels" else ""
+        assert found.key == results.cell_key(found.config), path
+        assert path.name == results.file_name(found.config, found.kind, found.seq_len, contender)
+
+
 def test_other_settings_of_a_phase_are_another_file() -> None:
     names = {results.file_name(config(f"speed.n_steps={n}"), "speed", 64) for n in (5, 6)}
     assert len(names) == 2

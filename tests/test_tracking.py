@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from arch_bench import results, run, tracking
+from arch_bench import isolate, results, run, tracking
 from arch_bench.config import Cell, cell_of, compose
 from arch_bench.optimizer import rate_factor
-from arch_bench.results import Row
+from arch_bench.results import Outcome, Row
+from arch_bench.shape import Shape, Usage, run_shape, to_row
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what W&B's own imports warn of
 
@@ -62,6 +63,14 @@ def history(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record["history"]["item"] for record in found if record["type"] == "history"]
 
 
+def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+    return {k: v for r in found if r["type"] == "summary" for k, v in r["summary"].get("update", {}).items()}
+
+
+def exit_codes(found: list[dict[str, Any]]) -> list[int]:
+    return [record["exit"].get("exit_code", 0) for record in found if record["type"] == "exit"]
+
+
 def test_kernels_side_by_side_do_not_meet_in_one_metric() -> None:
     rows = [SimpleNamespace(kind="kernels", kernel=name, metrics={"forward_ms": 1.0}) for name in ("flex", "blocks")]
     assert set(tracking._points(iter(rows))) == {  # type: ignore[arg-type]
@@ -93,13 +102,44 @@ def test_an_offline_run_holds_curves_config_rows_and_its_x_axis(tmp_path: Path) 
         for m in (r["metric"] for r in found if r["type"] == "metric")
         if "glob_name" in m
     }
-    assert steps == {"*": "trainer/global_step", "bench/*": "seq_len"}
+    assert steps == {"train/*": "trainer/global_step", "val/*": "trainer/global_step", "bench/*": "seq_len"}
     (table,) = (point for point in points if "rows.nrows" in point)
     assert table["rows.nrows"] == len(rows) == 4
-    summary = {k: v for r in found if r["type"] == "summary" for k, v in r["summary"].get("update", {}).items()}
-    assert summary["n_params"] == rows[0].metrics["n_params"]
-    assert summary["state_bytes"] == rows[1].metrics["state_bytes"]
-    assert summary["kernel"] == "sdpa"
+    shown = summary(found)
+    assert shown["n_params"] == rows[0].metrics["n_params"]
+    assert shown["state_bytes"] == rows[1].metrics["state_bytes"]
+    assert (shown["kernel"], shown["status"], shown["reason"]) == ("sdpa", "ok", "")
+    short, long = (row.metrics["token_accuracy"] for row in rows if row.kind == "quality")
+    assert (shown["bench/quality/token_accuracy"], shown["bench/quality/32/token_accuracy"]) == (short, long)
+    assert "seq_len" not in shown, "the last one says nothing"
+    assert exit_codes(found) == [0]
+
+
+def test_the_table_of_runs_says_what_is_of_which_length_and_how_it_ended(tmp_path: Path) -> None:
+    cell = tiny(tmp_path)
+    ends: list[dict[str, Any]] = [
+        {"seq_len": 16, "kernel": "sdpa", "metrics": {"token_accuracy": 0.75}},
+        {"seq_len": 32, "kernel": "sdpa", "metrics": {"token_accuracy": 0.5}},
+        {"seq_len": 64, "status": "oom", "reason": "out of memory"},
+    ]
+    with tracking.track(cell) as tracker:
+        tracker.log_rows([to_row(cell, "quality", Outcome(**end), Usage()) for end in ends])
+    (log,) = runs(tmp_path)
+    shown = {name: value for name, value in summary(records(log)).items() if not name.startswith(("_", "rows"))}
+    assert shown == {
+        "bench/quality/token_accuracy": 0.75,
+        "bench/quality/32/token_accuracy": 0.5,
+        "status": "ok, oom",
+        "reason": "out of memory",
+        "kernel": "sdpa",
+    }
+
+
+def test_a_run_that_is_interrupted_has_failed(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit), tracking.track(tiny(tmp_path)):
+        raise SystemExit(143)
+    (log,) = runs(tmp_path)
+    assert exit_codes(records(log)) == [1]
 
 
 def test_lengths_measured_later_are_tracked_too(tmp_path: Path) -> None:
@@ -107,6 +147,22 @@ def test_lengths_measured_later_are_tracked_too(tmp_path: Path) -> None:
     measured(tiny(tmp_path, "decode.lengths=[16,32]"))
     seen = {p["seq_len"] for log in runs(tmp_path) for p in history(records(log)) if "bench/decode/ms_per_token" in p}
     assert seen == {16, 32, 64}
+
+
+def test_what_is_tried_again_has_no_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
+        if shape.kind == "quality" or shape.lengths == [64]:
+            raise isolate.TimedOut("too long")
+        return run_shape(cell, shape, earlier)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "run_shape", stop)
+        assert [row.status for row in measured(tiny(tmp_path, "decode.lengths=[64]", "phases=[decode]"))] == ["timeout"]
+        assert [row.status for row in measured(tiny(tmp_path, "decode.lengths=[16]"))] == ["ok", "timeout", "timeout"]
+    assert not runs(tmp_path), "the training will open one, with all rows"
+    measured(tiny(tmp_path))
+    (log,) = runs(tmp_path)
+    assert {p["seq_len"] for p in history(records(log)) if "bench/decode/ms_per_token" in p} == {16, 64}
 
 
 def test_disabled_by_its_own_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +175,20 @@ def test_a_key_that_is_no_key_goes_offline(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "abc")
     assert tracking._can_go_online() is False
+
+
+def test_the_server_that_the_environment_names_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    wandb.teardown()  # it reads its environment once
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com")
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    asked: list[str] = []
+    monkeypatch.setattr(tracking, "_is_reachable", asked.append)
+    tracking._can_go_online()
+    wandb.teardown()
+    assert asked == ["https://wandb.example.com"]
 
 
 def test_cells_of_one_process_do_not_leak_into_one_another(tmp_path: Path) -> None:
@@ -183,3 +253,39 @@ def test_a_failing_tracker_costs_no_row(
     err = capfd.readouterr().err
     assert "W&B offline: the server said no" in err
     assert "Traceback" not in err
+
+
+def test_an_address_that_is_none_costs_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    wandb.teardown()  # it reads its environment once
+    tracking._tell.cache_clear()
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_BASE_URL", "wandb.example.com")
+    assert {row.status for row in measured(tiny(tmp_path, "phases=[quality]", "eval_scales=[1]"))} == {"ok"}
+    err = capfd.readouterr().err
+    assert "W&B offline: base_url=wandb.example.com: input should be a valid URL" in err
+    assert "Traceback" not in err
+
+
+def test_a_service_that_dies_costs_no_row_and_one_line_for_each_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from wandb.sdk.wandb_run import Run
+
+    def lost(*_: Any, **__: Any) -> None:
+        raise ConnectionResetError("Connection lost")
+
+    class Config:
+        update = lost
+
+    for name in ("define_metric", "log"):
+        monkeypatch.setattr(Run, name, lost)
+    monkeypatch.setattr(Run, "config", Config())
+    tracking._tell.cache_clear()
+    assert {row.status for row in measured(tiny(tmp_path, "phases=[quality]"))} == {"ok"}
+    err = capfd.readouterr().err
+    told = {what: err.count(f"W&B {what}: Connection lost") for what in ("axes", "config", "curves", "rows")}
+    assert set(told.values()) == {1}

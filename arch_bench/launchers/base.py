@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from arch_bench import claim
 from arch_bench.complaint import one_line
 from arch_bench.config import Cell, ConfigError
-from arch_bench.results import Outcome, Row
+from arch_bench.results import FULL, Outcome, Row, Unsaved, claim_path
 from arch_bench.row_line import line
-from arch_bench.run import Seating, abandon, anywhere, final, is_done, logged, run_cell
+from arch_bench.run import Seating, abandon, anywhere, final, is_done, logged, run_cell, settle
 from arch_bench.shape import Shape, Usage, to_row
 
 
@@ -37,6 +38,8 @@ class Done(NamedTuple):
     """What has not been printed yet."""
     taken: Path | None = None
     """The claim of another sweep, which runs this cell: it has no answer yet."""
+    full: str | None = None
+    """The disk takes nothing more, in one line: no other job can have an answer either."""
 
 
 class Crowded(Exception):
@@ -57,7 +60,9 @@ def attempt(job: Job, say: Callable[[str], None], seating: Seating = anywhere) -
     try:
         rows = run_cell(job.cell, lambda row: say(line(row)), lambda text: say(f"    {text}"), seating)
     except (ConfigError, OSError) as error:
-        return Done(job, [], one_line(error))
+        for row in error.rows if isinstance(error, Unsaved) else ():
+            say(line(row))  # which nobody can read anywhere else
+        return _hindered(job, error)
     except claim.Taken as taken:
         say("    left to another sweep, which runs it")
         return Done(job, [], taken=taken.path)
@@ -70,6 +75,11 @@ def attempt(job: Job, say: Callable[[str], None], seating: Seating = anywhere) -
     return Done(job, rows)
 
 
+def _hindered(job: Job, error: ConfigError | OSError) -> Done:
+    is_full = isinstance(error, OSError) and error.errno in FULL
+    return Done(job, [], full=one_line(error)) if is_full else Done(job, [], one_line(error))
+
+
 def attempt_silently(job: Job, seating: Seating = anywhere) -> Done:
     """The same where others print too: all of its lines come with the answer."""
     lines: list[str] = [job.label]
@@ -80,16 +90,22 @@ def attempt_silently(job: Job, seating: Seating = anywhere) -> Done:
 def run_all(launcher: Launcher, jobs: Sequence[Job], patience_s: float = math.inf) -> Iterator[Done]:
     """Run jobs, and wait for those that other sweeps run: for their rows, or for their turn here.
 
-    What is still taken when nothing has ended for `patience_s` is given back so.
+    Jobs of one claim (they differ in how a phase measures only) never run at the same time: they would wait for each
+    other. What is still taken when nothing has ended for `patience_s` is given back so. A full disk ends it all.
     """
     left, taken = list(jobs), list[Done]()
     while left or taken:
-        for done in launcher.run(left):
+        now, left = _apart(left)
+        for done in launcher.run(now):
             if done.taken is None:
                 yield done
+                if done.full is not None:
+                    return
                 continue
             print(*done.lines, sep="\n", end="\n" if done.lines else "", flush=True)
             taken.append(done._replace(lines=()))
+        if left:
+            continue
         if taken:
             print(f"waiting for {len(taken)} cell{'s' * (len(taken) > 1)} of other sweeps", flush=True)
         ended = claim.wait([done.taken for done in taken if done.taken], patience_s)
@@ -98,12 +114,28 @@ def run_all(launcher: Launcher, jobs: Sequence[Job], patience_s: float = math.in
             return
         free = [done.job for done in taken if done.taken in ended]
         taken = [done for done in taken if done.taken not in ended]
-        left = []
         for job in free:
             if _is_on_disk(job):
                 yield attempt_silently(job)
             else:
                 left.append(job)
+
+
+def _apart(jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
+    """The first of each claim, and the others."""
+    firsts: dict[Path, Job] = {}
+    others = []
+    for job in jobs:
+        if firsts.setdefault(_claim(job.cell), job) is not job:
+            others.append(job)
+    return list(firsts.values()), others
+
+
+def _claim(cell: Cell) -> Path:
+    """Of a cell as it runs here, where it can."""
+    with suppress(ConfigError):
+        cell = settle(cell, is_elsewhere=True)
+    return claim_path(cell.results_dir, cell.model_dump())
 
 
 def _is_on_disk(job: Job) -> bool:
@@ -121,7 +153,7 @@ def lost(job: Job, reason: str, *, is_here: bool) -> Done:
         is_known = (is_here or cell.device != "auto") and not cell.rerun
         rows = abandon(cell, reason) if is_known else _unsaved(cell, reason)
     except (ConfigError, OSError) as error:
-        return Done(job, [], one_line(error), lines=(job.label,))
+        return _hindered(job, error)._replace(lines=(job.label,))
     return Done(job, rows, lines=(job.label, *map(line, rows)))
 
 

@@ -45,11 +45,12 @@ class Joblib:
         most = max(job.cell.trainer.devices for job in jobs)
         if is_gpu and most > 1:
             raise ConfigError(f"trainer.devices={most}: launcher=joblib gives a cell one GPU; launcher=basic gives all")
-        n_seats = per_device(len(devices), is_gpu=is_gpu, pack=self._pack)
-        n_seats = min(n_seats, math.ceil(len(jobs) / len(devices)))  # few cells get more memory and threads each
+        pack = per_device(len(devices), is_gpu=is_gpu, pack=self._pack)
+        n_seats = min(pack, math.ceil(len(jobs) / len(devices)))  # few cells get more memory each
         n_jobs = min(len(jobs), n_seats * len(devices))
+        n_sharing = n_jobs if is_gpu else pack  # a CPU's rows tell their threads: the same for the last cells as before
         with self._service(is_gpu=is_gpu) as env:
-            seats = Seats([_allotted(device, env, n_jobs) for device in devices], n_seats)
+            seats = Seats([_allotted(device, env, n_sharing, len(devices)) for device in devices], n_seats)
             seats.learn(load(sorted({Path(job.cell.results_dir) for job in jobs})))
             how = " by MPS" if env else ""
             print(f"{n_jobs} at a time, {n_seats} on a device{how}; what they print is in logs/", flush=True)
@@ -99,9 +100,14 @@ def per_device(n_devices: int, *, is_gpu: bool, pack: int | Literal["auto"]) -> 
     return min(MANY, by_cores) if is_gpu else by_cores
 
 
-def _allotted(device: Device, env: Mapping[str, str], n_jobs: int) -> Device:
+def _allotted(device: Device, env: Mapping[str, str], n_sharing: int, n_devices: int) -> Device:
     """CPU threads are shared out: more than there are cores slow each other down severalfold."""
+    own = device.env | dict(env)
+    return Device(own | _threads(n_sharing), device.capacity, timed_env=own | _threads(n_devices))
+
+
+def _threads(n: int) -> dict[str, str]:
+    """Those of one process of n; alone it takes what it takes under any launcher."""
     from arch_bench.measure import usable_cores
 
-    threads = {"ARCH_BENCH_THREADS": str(max(1, usable_cores() // n_jobs))}
-    return Device(device.env | threads | dict(env), device.capacity)
+    return {} if n == 1 else {"ARCH_BENCH_THREADS": str(max(1, usable_cores() // n))}

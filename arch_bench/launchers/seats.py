@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from arch_bench.config import Cell
 from arch_bench.isolate import Setting
 from arch_bench.results import Row
-from arch_bench.run import Seat, log_path
+from arch_bench.run import TIMED, Seat, log_path
 from arch_bench.shape import Shape
 
 RESERVE = 0.05
@@ -32,9 +32,11 @@ class Device:
     """One device, with who is on it."""
 
     env: dict[str, str]
-    """What makes a process see this device only."""
+    """What makes a process see this device only, with its share of the cores."""
     capacity: int
     """Bytes."""
+    timed_env: dict[str, str] = field(default_factory=dict)
+    """The same for a phase that is timed, which nobody is beside."""
     used: dict[int, int] = field(default_factory=dict)
     """Bytes of each seat taken."""
     is_reserved: bool = False
@@ -69,7 +71,8 @@ class Seats:
         number = threading.get_ident()
         try:
             is_shared = not alone and self._n_seats > 1
-            yield Seat(Setting(env=device.env, log=log_path(cell, shape)), is_shared)
+            env = device.timed_env if shape.kind in TIMED else device.env
+            yield Seat(Setting(env=env, log=log_path(cell, shape)), is_shared)
         finally:
             with self._change:
                 del device.used[number]

@@ -31,6 +31,7 @@ HOUSEKEEPING = {
     "scan",
     "launcher",
     "hydra",
+    "task.cache_dir",
 }
 EFFORT = {
     *("lengths", "search_max_len", "n_steps", "max_seconds", "n_tokens"),
@@ -198,7 +199,7 @@ def _place(row: Row, device: str) -> Place:
 
 def _is_dial(dial: str, kind: Kind) -> bool:
     first, last = dial.partition(".")[0], leaf(dial)
-    is_other = {first, last} & IDENTITY or first in HOUSEKEEPING or last in EFFORT or last == "_partial_"
+    is_other = {first, last} & IDENTITY or {first, dial} & HOUSEKEEPING or last in EFFORT or last == "_partial_"
     is_asked = kind == "kernels" and last == "kernel"  # whichever was asked for, every one of them was timed
     is_asked |= kind == "scan" and dial == RATE
     return not (is_other or is_asked) and kind in MATTERS_TO.get(dial, MATTERS_TO.get(first, {kind}))

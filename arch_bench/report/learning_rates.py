@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 from arch_bench.report import dials, metrics, units
@@ -15,7 +16,8 @@ from arch_bench.results import Row
 MOST_TOLD = 3
 """Scans in one sentence."""
 NOTE = (
-    "Loss on the validation split after a training run at each rate; chosen: the lowest. A best rate at the edge of "
+    "Loss on the validation split after a training run at each rate; chosen: the lowest, or what stopped after the "
+    "fewest steps where trainings may (trainer.stop_at). A best rate at the edge of "
     "what was tried may not be the best there is; beyond one that diverged there is nothing to try. One seed to a "
     "rate cannot tell near ones apart."
 )
@@ -29,6 +31,8 @@ class Trial(NamedTuple):
     """None where a run did not end well."""
     trouble: str
     """The statuses other than ok."""
+    steps: float
+    """That it was trained for, as a mean over seeds: fewer than others where it stopped early."""
 
     @property
     def is_telling(self) -> bool:
@@ -46,9 +50,9 @@ class Scan(NamedTuple):
 
     @property
     def chosen(self) -> Trial | None:
-        """The lowest loss, of equal ones at the lowest rate."""
+        """As `protocol.Fair` chooses: the fewest steps, then the lowest loss, of equal ones at the lowest rate."""
         done = [trial for trial in self.trials if trial.loss]
-        return min(done, key=lambda trial: trial.loss.value if trial.loss else math.inf, default=None)
+        return min(done, key=lambda trial: (trial.steps, trial.loss.value if trial.loss else math.inf), default=None)
 
     @property
     def edge(self) -> str:
@@ -106,7 +110,8 @@ def _trial(rate: float, rows: Sequence[Row], metric: Metric) -> Trial:
     trouble = ", ".join(sorted({row.status for row in rows} - {"ok"}))
     losses = [value for row in rows if (value := number(row, metric.name)) is not None]
     is_done = not trouble and len(losses) == len(rows)
-    return Trial(rate, over_seeds(losses) if is_done else None, trouble or "no loss" * (not is_done))
+    steps = [number(row, "steps") or 0.0 for row in rows]
+    return Trial(rate, over_seeds(losses) if is_done else None, trouble or "no loss" * (not is_done), fmean(steps))
 
 
 def _used(study: Study, group: Group) -> list[float]:

@@ -17,8 +17,8 @@ METHOD = (
     "Backbones are compared seed by seed, because a seed is the same data for all. The interval is that of the mean "
     "difference; the effect size is the probability of superiority for paired data: in how many of the seeds one "
     "scores better, ties by half (Cliff 1993, d_w). Of pairs that are equal, three seeds agree in one of four.",
-    "A learning rate is chosen by the lowest validation loss of a scan, and other dials by that of a search; "
-    "the test split has no part in it.",
+    "A learning rate is chosen by the lowest validation loss of a scan (of trainings that stop early, by the fewest "
+    "steps), and other dials by that of a search; the test split has no part in it.",
     "Dashed lines are what guessing scores, by the name of the guess.",
     "Costs are compared only under one batch policy and on one device. L^ stands for the exponent that a cost grows "
     f"with: the least-squares slope of its logarithm over that of the length, at the {scaling.N_LENGTHS} longest "
