@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arch_bench.complaint import one_line
 from arch_bench.config import CONF, HYDRA, ConfigError, check_options
+from arch_bench.console import leavable
 from arch_bench.objects import allowed_targets
 from arch_bench.sweep import SWEEP
 from arch_bench.usage import options
@@ -32,6 +33,7 @@ class _Interrupted(SystemExit):
 def _interrupt(signum: int, _: object) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_DFL)  # a second one ends at once
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that closes sends several, and means the same
     if isolate := sys.modules.get("arch_bench.isolate"):
         isolate.interrupt()  # now: what the same signal ends in other threads' processes is no crash
     raise _Interrupted(128 + signum)
@@ -41,12 +43,17 @@ def main() -> None:
     """Compose all cells, then run them.
 
     Exit codes: 0 done, 1 a cell crashed or ran out of time, or the disk is full (or a bug, with its traceback), 2 the
-    user's mistake (one line), 130 Ctrl-C, 143 SIGTERM.
+    user's mistake (one line), 129 the terminal closed, 130 Ctrl-C, 143 SIGTERM.
     """
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup and a shell's `&` have it
             signal.signal(signum, _interrupt)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting
+    with leavable():
+        _main()
+
+
+def _main() -> None:
     try:
         check_options(sys.argv[1:])
         with allowed_targets():
@@ -57,9 +64,16 @@ def main() -> None:
     except _Interrupted as end:
         _exit("interrupted; finished rows are kept, the same command goes on from there", end.code)
     finally:
-        SWEEP.finish()
+        _finish()
     if SWEEP.mistakes or SWEEP.failures:
         sys.exit(2 if SWEEP.mistakes else 1)
+
+
+def _finish() -> None:
+    try:
+        SWEEP.finish()
+    except _Interrupted as end:
+        _exit("interrupted while reporting; all rows are kept, the same command reports them", end.code)
 
 
 def _elsewhere(error: BaseException) -> str:

@@ -24,6 +24,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+from arch_bench.console import leavable
+
 T = TypeVar("T")
 
 GRACE_S = 20.0
@@ -121,12 +123,13 @@ def call_together(
 def _start_server() -> None:
     """Deaf to what reaches the whole group: by Ctrl-C it would end among its imports, with a traceback.
 
-    By SIGTERM it would end before its processes, and nobody could tell whether those still save. SIGUSR2, by which a
-    batch system tells every process that time is short, would end those too: they stay deaf to it.
+    By SIGTERM it would end before its processes, and nobody could tell whether those still save. SIGHUP of a terminal
+    that closes, and SIGUSR2, by which a batch system tells every process that time is short, would end those too: they
+    stay deaf to both, and the parent asks them to save.
     """
     if threading.current_thread() is not threading.main_thread():  # where signals cannot be set
         return
-    deaf = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    deaf = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
     before = [signal.signal(signum, signal.SIG_IGN) for signum in deaf]  # what it inherits
     try:
         forkserver.ensure_running()  # returns while it imports
@@ -236,7 +239,8 @@ def _serve(
     gc.freeze()  # what was imported before the fork is never garbage: looking through it takes 0.2 s each time
     threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
     try:
-        answer = (True, function(*args))
+        with leavable():
+            answer = (True, function(*args))
     except Exception as error:
         error.add_note("".join(traceback.format_exception(error)))
         answer = (False, _portable(error))

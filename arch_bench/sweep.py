@@ -5,12 +5,15 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from arch_bench.complaint import one_line
 from arch_bench.config import Cell, ConfigError, Sweeping, cell_of, sweeping_of
@@ -36,24 +39,38 @@ class Sweep:
         """The user's, in one line each, told as they were found."""
         self.failures: dict[str, str] = {}
         """Cells of this command that crashed or ran out of time, with the reason."""
-        self._name: str | None = None
+        self._is_sweep = False
         self._cells: list[Cell] = []
         self._sweeping: Sweeping | None = None
+        self._asked: dict[str, Any] = {}
+        """The same with the names of options, as its first cell has them."""
+        self._conflict: str | None = None
+        """Another cell has them otherwise: none of them runs, for nobody knows which was meant."""
         self._n_before = 0
-        self._has_rows = False
-        """Without any, what is on disk is other commands' and not reported."""
+        self._reported: set[tuple[Path, str]] = set()
+        """Folders and names that rows came under: where none did, what is on disk is other commands' and not shown."""
 
-    def begin(self, cfg: DictConfig) -> None:
+    def begin(self) -> None:
         """Note that several cells will come (one alone never calls this)."""
-        self._name = cfg.name
+        self._is_sweep = True
 
     def add(self, cfg: DictConfig) -> None:
         """A composed cell."""
         try:
             self._cells.append(cell_of(cfg))
-            self._sweeping = self._sweeping or sweeping_of(cfg)
+            self._agree(sweeping_of(cfg))
         except ConfigError as error:
             self._mistaken(one_line(error))
+
+    def _agree(self, sweeping: Sweeping) -> None:
+        """Note what a cell says of the whole command, and whether another one says otherwise."""
+        asked = _asked(sweeping)
+        if self._sweeping is None:
+            self._sweeping, self._asked = sweeping, asked
+        elif sweeping != self._sweeping and self._conflict is None:
+            key = next(key for key in (*asked, *self._asked) if asked.get(key) != self._asked.get(key))
+            first, other = (shown({key: of.get(key)}) for of in (self._asked, asked))
+            self._conflict = f"{other}: one command has one protocol, launcher and dry_run; it began with {first}"
 
     def run(self) -> None:
         """Round after round, until the protocol has all that it wants. Raises what Hydra raises."""
@@ -67,6 +84,8 @@ class Sweep:
     def _run(self) -> None:
         if self._sweeping is None:
             return
+        if self._conflict is not None:
+            raise ConfigError(self._conflict)
         protocol = made("protocol", self._sweeping.protocol, "")
         launcher: Launcher = made("launcher", self._sweeping.launcher, "")
         rounds = protocol.rounds(self._cells)
@@ -89,7 +108,7 @@ class Sweep:
             sweep_up(folder / "rows")
             sweep_up(folder / "claims")
         found = plan(round_.cells, [row for row in load(sorted(folders)) if row.wall_s is not None])
-        if self._name is not None or (self._sweeping and self._sweeping.dry_run):
+        if self._is_sweep or (self._sweeping and self._sweeping.dry_run):
             later = f"; then {round_.n_later:,} more" if round_.n_later else ""
             print(f"{f'{round_.what}: ' if round_.what else ''}{found.text()}{later}", flush=True)
             for mistake in found.mistakes:
@@ -114,7 +133,7 @@ class Sweep:
     def _job(self, cell: Cell, n_cells: int, number: int) -> Job:
         from arch_bench.launchers.base import Job
 
-        where = f"[{number}/{n_cells}] " if self._name else ""
+        where = f"[{number}/{n_cells}] " if self._is_sweep else ""
         return Job(cell, where + self._label(cell))
 
     def _label(self, cell: Cell) -> str:
@@ -135,7 +154,8 @@ class Sweep:
         if done.full is not None:
             self.failures[done.job.label] = f"not saved: {done.full}"
             raise _Full(done.full)
-        self._has_rows |= bool(done.rows)
+        if done.rows:
+            self._reported.add((Path(done.job.cell.results_dir), done.job.cell.name))
         for row in done.rows:
             if row.status in RETRIED:
                 self.failures.setdefault(done.job.label, f"{row.kind} {row.status}: {row.reason}")
@@ -146,12 +166,11 @@ class Sweep:
             self.mistakes.append(text)
 
     def finish(self) -> None:
-        """After a sweep: the table in the terminal, the report of its experiment on disk, what failed, and mistakes."""
-        if self._name is None or not self._n_before:
+        """After a sweep: tables in the terminal, a report of each of its names on disk, what failed, and mistakes."""
+        if not self._is_sweep or not self._n_before:
             return
-        if self._has_rows:
-            for folder in sorted({Path(cell.results_dir) for cell in self._cells}):
-                self._report(folder)
+        for folder, name in sorted(self._reported):
+            self._report(folder, name)
         self._tell_failures()
         if self.mistakes:
             print("\nmistakes, to be put right:", *self.mistakes, sep="\n  ")
@@ -161,32 +180,55 @@ class Sweep:
             print(f"\n{len(self.failures)} cell{'s' * (len(self.failures) > 1)} failed:")
             for label, reason in self.failures.items():
                 print(f"  {label}: {reason}")
-            again = ["arch-bench", *(arg for arg in sys.argv[1:] if arg != "rerun=true")]
+            kept = (arg for arg in sys.argv[1:] if arg.partition("=")[0].lstrip("+") != "rerun")
+            again = ["arch-bench", *kept]
             print(f"to run them again, and nothing that is done: {shlex.join(again)}")
 
-    def _report(self, folder: Path) -> None:
+    def _report(self, folder: Path, name: str) -> None:
         from arch_bench import report
 
-        rows = [row for row in load([folder]) if row.experiment == self._name]
+        rows = [row for row in load([folder]) if row.experiment == name]
         if not rows:
             return
         print("\n" + report.summary(rows))
         try:
-            page = report.build(rows, folder / str(self._name), str(self._name))
+            page = report.build(rows, folder / name, name)
         except OSError as error:
             print(f"arch-bench: no report: {one_line(error)}", file=sys.stderr)
         else:
             print(f"\nreport: {page}  (beside it: report.md, rows.csv, figures/)")
 
 
+def _asked(sweeping: Sweeping) -> dict[str, Any]:
+    """Key -> value, options first: of two options the name says more than their dials."""
+    groups = {"protocol": sweeping.protocol, "launcher": sweeping.launcher}
+    names = {group: HydraConfig.get().runtime.choices[group] for group in groups}
+    dials = {f"{group}.{dial}": value for group, node in groups.items() for dial, value in node.items()}
+    return {"dry_run": sweeping.dry_run} | names | dials
+
+
 SWEEP = Sweep()
+
+
+@cache
+def _scratch() -> TemporaryDirectory[str]:
+    """Gone when this process ends."""
+    return TemporaryDirectory(prefix="arch-bench-")
+
+
+def _written_to(results_dir: str, dry_run: object) -> str:
+    """Where Hydra makes its folders: a dry run writes nothing below `results_dir`, which may be read-only."""
+    return _scratch().name if dry_run is True else results_dir
+
+
+OmegaConf.register_new_resolver("written_to", _written_to, replace=True)
 
 
 class Announce(Callback):
     """Tells `SWEEP` that Hydra composes several jobs, and the user when that takes long."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        SWEEP.begin(config)
+        SWEEP.begin()
         Sweeper.validate_batch_is_legal = _count  # type: ignore[method-assign, assignment]
 
 

@@ -117,6 +117,7 @@ def test_a_key_of_swept_backbones_that_the_default_lacks_is_told_how_to_be_set(t
         "++backbone.mixer.d_state to set it in each\n"
     )
     assert arch_bench(*sweep, "++backbone.mixer.d_state=16", cwd=tmp_path).returncode == 0
+    assert not list(tmp_path.iterdir()), "a dry run also looks at results that are read-only"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,12 @@ def interrupted(
 
 
 @pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+    ("signum", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+    ],
 )
 def test_an_interruption_is_one_line_and_keeps_rows_and_training(tmp_path: Path, signum: int, code: int) -> None:
     def has_trained() -> bool:

@@ -91,7 +91,7 @@ def test_a_dry_run_says_what_there_is_to_do(
     experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = Sweep()
-    sweep.begin(composed(f"experiment={experiment}"))
+    sweep.begin()
     for overrides in grid(experiment):
         sweep.add(with_seed(overrides, dry_run=True, results_dir=str(tmp_path)))
     sweep.run()

@@ -52,6 +52,12 @@ def test_the_result_comes_from_another_process() -> None:
     assert isolate.call(add, 2, 3, time_limit_s=60)[1] != pid
 
 
+def test_the_parent_alone_hears_what_reaches_the_whole_group() -> None:
+    for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR2):
+        assert isolate.call(signal.getsignal, signum, time_limit_s=60) == signal.SIG_IGN, signum
+    assert isolate.call(signal.getsignal, signal.SIGTERM, time_limit_s=60) == signal.SIG_DFL
+
+
 def test_an_exception_crosses_over_with_its_traceback() -> None:
     with pytest.raises(ConfigError, match="d_model=3: no") as caught:
         isolate.call(refuse, time_limit_s=60)

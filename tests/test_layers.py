@@ -84,7 +84,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         ),
         "results",
     },
-    "isolate": set(),
+    "console": set(),
+    "isolate": {"console"},
     "claim": set(),
     "mps": set(),
     "tracking": {"config", "results"},
@@ -109,7 +110,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "shape",
     },
     "sweep": {"complaint", "config", "objects", "launchers", "plan", "protocol", "report", "results", "space"},
-    "cli": {"complaint", "config", "objects", "sweep", "usage"},
+    "cli": {"complaint", "config", "console", "objects", "sweep", "usage"},
     "__main__": {"cli"},
     "__init__": set(),
 }

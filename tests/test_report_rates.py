@@ -126,6 +126,12 @@ def test_nothing_else_takes_a_scan_for_a_score_or_a_cost() -> None:
     assert Study([eager, *scans]).labels.series == ["mamba"], "how a scan ran names nothing"
 
 
+def test_a_summary_of_rates_alone_says_that_scores_are_to_come() -> None:
+    assert summary([tried(rate, 1.0) for rate in (1e-3, 3e-3, 1e-2)]) == "no scores yet; 3 rows of kind scan"
+    assert summary([tried(1e-3, 1.0)]) == "no scores yet; 1 row of kind scan"
+    assert summary([]) == "no rows"
+
+
 def test_rates_are_drawn_with_their_failures() -> None:
     rows = [tried(0.001, 2.0), tried(0.003, 0.01), tried(0.01, None), tried(0.001, 1.0, "lstm")]
     ((panel,),) = rate_panels.rates(Study(rows))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 from cells import TINY
 
-from arch_bench import claim, cli, results, run, sweep
+from arch_bench import claim, cli, isolate, report, results, run, sweep
 from arch_bench.config import Cell, compose
 from arch_bench.results import Outcome, Row
 from arch_bench.shape import Shape, Usage, save
@@ -28,7 +30,7 @@ def command(folder: Path, *overrides: str, seeds: tuple[int, ...] = (0, 1), n_ce
     for seed in seeds:
         cfg = compose([*TINY, f"results_dir={folder}", f"seed={seed}", *overrides])
         if n_cells > 1:
-            found.begin(cfg)
+            found.begin()
         found.add(cfg)
     return found
 
@@ -151,10 +153,11 @@ def test_a_training_that_fails_keeps_its_backbone_from_a_choice_until_it_succeed
     assert [lr for _, _, lr in machine.measured] == [0.0316, 0.1, 0.1, 0.1]
 
 
+@pytest.mark.parametrize("rerun", ["rerun=true", "++rerun=True"])
 def test_failures_are_summed_up_with_the_command_that_reruns_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    rerun: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["arch-bench", "-m", "rerun=true", "task.n_pairs=1, 2"])
+    monkeypatch.setattr(sys, "argv", ["arch-bench", "-m", rerun, "task.n_pairs=1, 2"])
     Machine(monkeypatch, lambda cell: ["ok", "crashed", "oom"][cell.seed])
     found = command(tmp_path, seeds=(0, 1, 2))
     found.run()
@@ -179,6 +182,44 @@ def test_mistakes_are_repeated_after_the_report(
     told = "precision=tf32: needs a CUDA device, not cpu; choose from: auto, fp32, bf16"
     assert printed.out.rstrip().splitlines()[-2:] == ["mistakes, to be put right:", f"  {told}"]
     assert printed.err == f"arch-bench: {told}\n"
+
+
+def test_a_sweep_over_names_reports_each_that_has_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(monkeypatch)
+    command(tmp_path, "name=old").run()
+    found = Sweep()
+    found.begin()
+    for name, precision in (("a", "auto"), ("b", "auto"), ("old", "tf32")):
+        found.add(compose([*TINY, f"results_dir={tmp_path}", f"name={name}", f"precision={precision}"]))
+    found.run()
+    found.finish()
+    assert {page.parent.name for page in tmp_path.glob("*/report.html")} == {"a", "b"}
+    assert {row.experiment for row in results.load([tmp_path])} == {"a", "b", "old"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        (["protocol=quick"], ["protocol=grid"], "protocol=grid ... protocol=quick"),
+        (["protocol=fair"], ["protocol=fair_as_given"], "protocol=fair_as_given ... protocol=fair"),
+        (["launcher=joblib"], ["launcher=basic"], "launcher=basic ... launcher=joblib"),
+        (FAIR[:1], FAIR[:2], "protocol.n_rates=3 ... protocol.n_rates=7"),
+        (["dry_run=true"], ["dry_run=false"], "dry_run=false ... dry_run=true"),
+    ],
+)
+def test_one_command_has_one_protocol_and_launcher(
+    first: list[str], second: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(monkeypatch)
+    found = Sweep()
+    found.begin()
+    for overrides in (first, first, second, second):
+        found.add(compose([*TINY, f"results_dir={tmp_path}", *overrides]))
+    assert exit_code(monkeypatch, found) == 2
+    assert found.mistakes == [
+        told.replace(" ... ", ": one command has one protocol, launcher and dry_run; it began with ")
+    ]
+    assert not machine.measured
 
 
 SEARCH = ["protocol=optuna", "protocol.space={optim.lr:[1e-4,1e-1,log]}"]
@@ -219,6 +260,56 @@ def test_a_report_that_cannot_be_written_costs_a_line(
     assert "report:" not in printed.out
 
 
+@pytest.fixture
+def signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a terminal; they end this process never."""
+    monkeypatch.setattr(isolate, "interrupt", lambda: None)  # of all calls that this process will ever make
+    every = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(each, lambda *_: None) for each in every]
+    yield
+    for signum, handler in zip(every, before, strict=True):
+        signal.signal(signum, handler)
+
+
+@pytest.mark.usefixtures("signals")
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_sweep_in_order(
+    signum: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = Machine(monkeypatch, lambda cell: signal.raise_signal(signum) if cell.seed else "ok")
+    ended = command(tmp_path, seeds=(0, 1, 2))
+    monkeypatch.setattr(ended, "finish", lambda: signal.raise_signal(signal.SIGHUP))  # a closing terminal sends several
+    assert exit_code(monkeypatch, ended) == 128 + signum
+    assert [seed for _, seed, _ in machine.measured] == [0, 1]
+    assert capsys.readouterr().err.count("interrupted; finished rows are kept") == 1
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_signal_while_a_report_is_made_says_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Machine(monkeypatch, lambda cell: "crashed" if cell.seed else "ok")
+    with monkeypatch.context() as patched:
+        patched.setattr(report, "build", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert exit_code(monkeypatch, command(tmp_path)) == 130
+    assert capsys.readouterr().err == (
+        "arch-bench: interrupted while reporting; all rows are kept, the same command reports them\n"
+    )
+    assert len(results.load([tmp_path])) == 2
+
+
+def test_a_reader_that_leaves_costs_neither_cells_nor_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    Machine(monkeypatch)
+    with os.fdopen(writing, "w") as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        monkeypatch.setattr(sys, "stderr", unread)
+        assert exit_code(monkeypatch, command(tmp_path)) is None
+    assert len(results.load([tmp_path])) == 2
+    assert (tmp_path / "adhoc" / "report.html").exists()
+
+
 @pytest.mark.parametrize(
     ("statuses", "code"),
     [
@@ -250,7 +341,7 @@ def exit_code(monkeypatch: pytest.MonkeyPatch, found: Sweep) -> int | None:
     """Of the command, once Hydra has composed its cells."""
     monkeypatch.setattr(cli, "compose", lambda: None)
     monkeypatch.setattr(cli, "SWEEP", found)
-    before = [(each, signal.getsignal(each)) for each in (signal.SIGINT, signal.SIGTERM)]
+    before = [(each, signal.getsignal(each)) for each in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)]
     try:
         cli.main()
     except SystemExit as end:

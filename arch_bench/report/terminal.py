@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
@@ -21,7 +22,14 @@ def summary(rows: list[Row]) -> str:
     """
     study = Study(rows)
     blocks = [_searches(study), _scores(study), _costs(study), _kernels(study)]
-    return "\n\n".join(block for block in blocks if block) or "no rows"
+    return "\n\n".join(block for block in blocks if block) or _nothing_yet(rows)
+
+
+def _nothing_yet(rows: Sequence[Row]) -> str:
+    """What there is where no table has anything to show, as after an interrupted choice of rates."""
+    counts = Counter(row.kind for row in rows)
+    found = (f"{n:,} row{'s' * (n > 1)} of kind {kind}" for kind, n in counts.items())
+    return f"no scores yet; {', '.join(found)}" if counts else "no rows"
 
 
 def _scores(study: Study) -> str:
