@@ -214,12 +214,12 @@ class PeakMemory:
 
         living: what does, on a CPU, where nobody counts it.
         """
-        gc.collect()
         if self._device.type != "cuda":
             if not (self._is_told and _forget_peak_resident()):
                 return None
             self._living, self._baseline = sum(x.nbytes for x in living), _peak_resident_bytes()
             return self._living
+        gc.collect()
         torch.cuda.synchronize(self._device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self._device)
@@ -249,6 +249,7 @@ def forget_workspaces(device: torch.device) -> bool:
 
 def _forget_peak_resident() -> bool:
     """Give what is free back to the system, for it would be used again unseen, and begin with what is left."""
+    gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
