@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
+from itertools import zip_longest
 from statistics import fmean
 from typing import NamedTuple
 
@@ -72,7 +73,7 @@ class Fair:
         trained, others = parted(cells, self._match)
         scans = [_Scan(each, self._rates(each), self._n_scan_seeds) for each in _contenders(trained)]
         n_finals = sum(len(scan.seeds) for scan in scans) + len(others)
-        while due := _distinct(cell for scan in scans for cell in scan.due()):
+        while due := _distinct(_in_turn(scan.due() for scan in scans)):
             answers = yield Round(due, "learning rates, by validation", n_finals)
             for scan in scans:
                 scan.learn(answers)
@@ -195,6 +196,11 @@ def _contenders(cells: Iterable[Cell]) -> list[list[Cell]]:
     for cell in cells:
         found.setdefault((_identity(cell), *cell.phases), []).append(cell)
     return list(found.values())
+
+
+def _in_turn(of_each: Iterable[list[Cell]]) -> Iterator[Cell]:
+    """The first of each, then the second: those that run side by side do not all compile the same step."""
+    return (cell for turn in zip_longest(*of_each) for cell in turn if cell is not None)
 
 
 def _distinct(cells: Iterable[Cell]) -> list[Cell]:
