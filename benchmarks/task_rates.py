@@ -74,15 +74,25 @@ def is_downloaded(task: str) -> bool:
 
 
 def records(tasks: Sequence[str], lengths: Sequence[int], device: str) -> Iterator[Record]:
-    for task, seq_len in itertools.product(tasks, lengths):
+    for task in tasks:
+        try:
+            yield from isolate.call(rates, task, lengths, device, time_limit_s=300)
+        except Exception as failure:  # of this task: the others go on
+            why = f"{type(failure).__name__}: {failure}"
+            yield from ({"task": task, "seq_len": seq_len, "failed": why} for seq_len in lengths)
+
+
+def rates(task: str, lengths: Sequence[int], device: str) -> list[Record]:
+    """One task at each length; a length that it refuses has the reason."""
+    found: list[Record] = []
+    for seq_len in lengths:
         this = {"task": task, "seq_len": seq_len}
         try:
             cell = cell_of(compose([f"task={task}", f"seq_len={seq_len}", f"device={device}", "logger=none"]))
-            yield this | isolate.call(rate, cell, time_limit_s=300)
+            found.append(this | rate(cell))
         except ConfigError as refusal:
-            yield this | {"refused": str(refusal)}
-        except Exception as failure:  # of this task: the others go on
-            yield this | {"failed": f"{type(failure).__name__}: {failure}"}
+            found.append(this | {"refused": str(refusal)})
+    return found
 
 
 def rate(cell: Cell) -> Record:
@@ -103,8 +113,8 @@ def rate(cell: Cell) -> Record:
     n = max(3, min(N_BLOCKS, int(MAX_SECONDS * 1e3 / max(first_ms, 1e-3))))
     times = Timing(time_calls(make, watch, n, 0)).summary("block")
     n_examples = len(blocks[0]) * BATCH_SIZE
-    rates = {"examples_per_s": n_examples / times["block_ms"] * 1e3}
-    return rates | times | {"examples_in_a_block": n_examples, "n_blocks": n, "made_on": source.type}
+    found = {"examples_per_s": n_examples / times["block_ms"] * 1e3}
+    return found | times | {"examples_in_a_block": n_examples, "n_blocks": n, "made_on": source.type}
 
 
 def report(found: Record, lengths: Sequence[int]) -> str:
