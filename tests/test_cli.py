@@ -145,6 +145,12 @@ def test_an_impossible_cell_does_not_end_a_sweep(tmp_path: Path) -> None:
     assert len(results.load([tmp_path / "results"])) == 1
 
 
+def hears() -> None:
+    """As in a terminal, also where the tests run under nohup or in the background, which are deaf to some signals."""
+    for signum in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
+
+
 def interrupted(
     tmp_path: Path, is_due: Callable[[], bool], *overrides: str, signum: int = signal.SIGINT
 ) -> tuple[int, str]:
@@ -153,7 +159,14 @@ def interrupted(
     errors = tmp_path / "stderr"  # no pipe, which waits for every process that holds it
     with errors.open("w") as file:
         command = [sys.executable, "-m", "arch_bench", *args, "trainer.max_steps=1000000", *overrides]
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=file, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            preexec_fn=hears,  # noqa: PLW1509 (a test has one thread)
+        )
     try:
         end = time.monotonic() + 120
         while not is_due() and time.monotonic() < end:
