@@ -17,6 +17,9 @@ from tasks.base import Split, Task, stream
 MAX_BLOCK = {"cuda": (64, 2**19), "cpu": (10, 2**16)}
 """Batches and tokens in a block, at most: on a GPU enough to hide the framework, elsewhere a point of the curve."""
 
+MAX_KEPT = 2**22
+"""Tokens of validation that stay on the device, at most: some 100 MB with their targets and positions."""
+
 
 def cut(n_steps: int, every: int, batch_tokens: int, device: torch.device) -> list[range]:
     """Cut training into blocks of about equal length that end at every multiple of `every` steps, and at the last.
@@ -69,6 +72,22 @@ class Blocks(Dataset[Scored]):
         batch = self._task.sample(len(steps) * self._batch_size, rng, self._device)
         scored = list_scored(batch, self._task.max_scored)
         return scored.map(lambda x: self._place.part(x.unflatten(0, (len(steps), self._batch_size)), 1))
+
+
+class _Kept(Dataset[Scored]):
+    """Blocks that are asked for again and again: made once."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self._blocks = blocks
+        self._made: dict[int, Scored] = {}
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __getitem__(self, i: int) -> Scored:
+        if i not in self._made:
+            self._made[i] = self._blocks[i]
+        return self._made[i]
 
 
 class _Remaining(Sampler[int]):
@@ -146,13 +165,15 @@ class TaskData(L.LightningDataModule):
     ) -> DataLoader[Scored]:
         source = task.for_split(split).source(self._device)
         sizes = {"seed": self._seed, "batch_size": batch_size}
-        data = Blocks(task, split, blocks, device=source, place=self._place, **sizes)
-        data[0]  # a split that is too short refuses here, not in the middle of a loop
+        drawn = Blocks(task, split, blocks, device=source, place=self._place, **sizes)
+        drawn[0]  # a split that is too short refuses here, not in the middle of a loop
         own = torch.Generator()  # an iterator draws a seed when it begins: not from the model's numbers
         if source == self._device:
+            is_small = len(blocks) * batch_size * task.seq_len <= MAX_KEPT
+            data = _Kept(drawn) if split == "validation" and is_small else drawn
             return _Loader(data, batch_size=None, sampler=order, generator=own)
         return _Loader(
-            data,
+            drawn,
             batch_size=None,
             sampler=order,
             generator=own,

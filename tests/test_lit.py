@@ -184,6 +184,21 @@ def test_a_block_is_drawn_in_one_call_from_the_stream_of_its_first_step() -> Non
     assert not torch.equal(blocks[0].inputs, blocks[1].inputs)
 
 
+def test_validation_is_drawn_once_if_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, data = parts()
+    loader = data.val_dataloader()
+    first, second = (list(loader) for _ in range(2))
+    assert len(first) > 1
+    assert all(a.inputs is b.inputs for a, b in zip(first, second, strict=True))
+    monkeypatch.setattr("arch_bench.data.MAX_KEPT", 0)
+    loader = data.val_dataloader()
+    third, fourth = (list(loader) for _ in range(2))
+    for a, b, c in zip(first, third, fourth, strict=True):
+        assert b.inputs is not c.inputs
+        assert torch.equal(a.inputs, b.inputs)
+        assert torch.equal(a.targets, c.targets)
+
+
 def test_logits_are_made_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = parts()
     block = next(iter(data.val_dataloader())).map(lambda x: x.flatten(0, 1))
