@@ -59,7 +59,8 @@ class Backbone(nn.Module):
         mixers = [mixer[name] for name in pattern or ()] if isinstance(mixer, dict) else [mixer]
         if not 1 <= len(mixers) <= n_layers:
             raise ValueError(
-                f"backbone.pattern has {len(mixers)} mixers for n_layers={n_layers}; give it 1 to {n_layers}"
+                f"backbone.pattern has {len(mixers)} mixers for n_layers={n_layers}: "
+                f"needs n_layers >= {max(1, len(mixers))}, or a pattern of 1 to {n_layers}"
             )
         self.blocks = nn.ModuleList(
             Block(mixers[i % len(mixers)](d_model=d_model), d_model=d_model, **dials) for i in range(n_layers)

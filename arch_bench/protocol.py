@@ -72,8 +72,8 @@ class Fair:
     def rounds(self, cells: list[Cell]) -> Rounds:
         trained, others = parted(cells, self._match)
         scans = [_Scan(each, self._rates(each), self._n_scan_seeds) for each in _contenders(trained)]
-        n_finals = sum(len(scan.seeds) for scan in scans) + len(others)
         while due := _distinct(_in_turn(scan.due() for scan in scans)):
+            n_finals = sum(len(scan.seeds) for scan in scans if not scan.is_open) + len(others)
             answers = yield Round(due, "learning rates, by validation", n_finals)
             for scan in scans:
                 scan.learn(answers)

@@ -85,7 +85,7 @@ class Corpus(Windowed):
                 knobs["path"], knobs["glob"], knobs["config_name"], knobs["text_column"], knobs["max_bytes"]
             )
             key = hashlib.sha256(f"{LAYOUT}\0{source.fingerprint()}".encode()).hexdigest()[:16]
-            folder = _cache(self.cache_dir) / f"{re.sub(r'[^A-Za-z0-9]+', '-', Path(self.path).name)}-{key}"
+            folder = _cache(self.cache_dir) / f"{re.sub(r'[^A-Za-z0-9]+', '-', Path(self.path).name)[:100]}-{key}"
             if not folder.exists():
                 _build(source, folder, self.path)
         return folder

@@ -58,16 +58,18 @@ class Files(Source):
         self.files = files
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(str(self.folder.resolve()).encode())
+        digest = hashlib.sha256(os.fsencode(self.folder.resolve()))  # a name may have any encoding too
         for file in self.files:
             stat = file.stat()
-            digest.update(f"\0{file.relative_to(self.folder).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+            name = os.fsencode(file.relative_to(self.folder).as_posix())
+            digest.update(b"\0" + name + f"\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
         return digest.hexdigest()
 
     def groups(self) -> list[Iterator[Document]]:
         files = [file for file in self.files if file.stat().st_size]
         by_digest = {_sha256(file): file for file in reversed(files)}
-        groups = _deal([by_digest[digest] for digest in sorted(by_digest)]) or [files]
+        kept = set(by_digest.values())
+        groups = _deal([by_digest[digest] for digest in sorted(by_digest)]) or [[f for f in files if f in kept]]
         return [map(_pieces, group) for group in groups]
 
 
@@ -170,10 +172,12 @@ class Hub(Source):
 
 def find(path: str, glob: str, config_name: str | None, text_column: str, max_bytes: int | None) -> Source:
     """The source that `task.path` names. Raises ValueError when nothing is there."""
-    local = Path(path).expanduser()
+    if not path:
+        raise ValueError("task.path is empty: needs stdlib, a file, a folder, an address or a data set of the hub")
+    local = _expanded(path)
     is_address = path.startswith(("http://", "https://"))
     is_hub = not (path == "stdlib" or is_address or local.exists())
-    if is_hub and (not path or path.startswith((".", "~", os.sep)) or path.count("/") > 1):  # it has `[owner/]name`
+    if is_hub and (path.startswith((".", "~", os.sep)) or path.count("/") > 1):  # it has `[owner/]name`
         raise ValueError(f"task.path={path}: no such file or folder")
     if max_bytes is not None and max_bytes < 1:
         raise ValueError(f"task.max_bytes={max_bytes} is too small: needs max_bytes >= 1")
@@ -188,8 +192,18 @@ def find(path: str, glob: str, config_name: str | None, text_column: str, max_by
     return Files(local.parent, [local]) if local.is_file() else _folder(local, glob)
 
 
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # the home of a user that is none
+        raise ValueError(f"task.path={path}: {error}") from error
+
+
 def _folder(folder: Path, glob: str) -> Files:
-    files = sorted((file for file in folder.rglob(glob) if file.is_file()), key=Path.as_posix)
+    try:
+        files = sorted((file for file in folder.rglob(glob) if file.is_file()), key=Path.as_posix)
+    except (NotImplementedError, ValueError) as error:  # an absolute pattern, an empty one
+        raise ValueError(f"task.path={folder}: task.glob={glob}: {error}") from error
     if not files:
         raise ValueError(f"task.path={folder}: no file in this folder or below it matches task.glob={glob}")
     return Files(folder, files)

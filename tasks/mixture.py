@@ -74,6 +74,13 @@ class Mixture(Task):
                 "task.components differ in what they ask for (tokens, numbers, text): give tasks of a kind"
             )
 
+    def provenance(self) -> dict[str, str | int]:
+        return {
+            f"{name}/{key}": value
+            for name, each in self.components.items()
+            for key, value in each.task.provenance().items()
+        }
+
     @property
     def _tasks(self) -> list[Task]:
         return [each.task for each in self.components.values()]

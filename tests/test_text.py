@@ -111,6 +111,23 @@ def test_files_that_cannot_fill_the_splits_are_cut_by_position(tmp_path: Path, m
     assert len(text_of(task, "test")) == pytest.approx(sum(sizes) * 0.05, abs=1)
 
 
+def test_copies_count_once_where_files_are_cut_by_position_too(tmp_path: Path, make: Any) -> None:
+    book, notes = words(0, 2000), words(1, 100)
+    for name, content in (("a book", book), ("a book (1)", book), ("notes", notes)):
+        write(tmp_path / "text" / f"{name}.txt", content)
+    task = make(tmp_path / "text")
+    assert b"".join(text_of(task, split) for split in SPLITS) == book + b"\n" + notes
+    assert task.provenance()["n_documents"] == 2
+
+
+def test_a_name_may_be_long_or_in_any_encoding(tmp_path: Path, make: Any) -> None:
+    (tmp_path / "text").mkdir()
+    for name in (b"caf\xe9.txt", b"x" * 240 + b".txt"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "text") + b"/" + name)).write_bytes(words(len(name), 1000))
+    assert make(tmp_path / "text").provenance()["n_documents"] == 2
+    assert make(tmp_path / "text" / ("x" * 240 + ".txt")).provenance()["n_documents"] == 1
+
+
 def test_documents_are_kept_apart_by_a_newline(tmp_path: Path, make: Any) -> None:
     for name, content in {"a": b"aaaaaaaaaa", "b": b"bbbbbbbbb\n", "c": b"cccccccccc"}.items():
         write(tmp_path / "text" / f"{name}.txt", content)
@@ -210,6 +227,9 @@ def test_bad_paths_are_refused_in_one_line(tmp_path: Path, make: Any) -> None:
     refusals = {
         make(tmp_path / "missing.txt"): "no such file or folder",
         make(tmp_path / "bare"): r"matches task\.glob=\*\.txt",
+        make(tmp_path / "bare", glob="/tmp/*.txt"): r"task\.glob=/tmp/\*\.txt: ",
+        make(""): r"task\.path is empty: needs stdlib, ",
+        make("~nobody-of-this-name/a.txt"): "home directory",
         make(write(tmp_path / "empty.txt", b"")): r"empty\.txt: no text for the train split \(0 bytes in all\)",
         make(write(tmp_path / "tiny.txt", b"abc")): r"tiny\.txt: no text for the",
         make(write(tmp_path / "a.txt", words(0, 99)), cache_dir=str(tmp_path / "empty.txt")): r"task\.cache_dir=",
