@@ -173,7 +173,7 @@ class Hub(Source):
 def find(path: str, glob: str, config_name: str | None, text_column: str, max_bytes: int | None) -> Source:
     """The source that `task.path` names. Raises ValueError when nothing is there."""
     if not path:
-        raise ValueError("task.path is empty: needs stdlib, a file, a folder, an address or a data set of the hub")
+        raise ValueError("task.path= is empty: needs stdlib, a file, a folder, an address or a data set of the hub")
     local = _expanded(path)
     is_address = path.startswith(("http://", "https://"))
     is_hub = not (path == "stdlib" or is_address or local.exists())

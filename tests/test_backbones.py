@@ -349,10 +349,7 @@ def test_a_pattern_repeats_over_the_depth() -> None:
         ("[mamba,hybrid]", "hybrid is a pattern itself; name its mixers instead"),
         ("[encoder_decoder]", "encoder_decoder has no mixer that stands alone; choose another"),
         ("mamba", "backbone.pattern=mamba: input should be a valid list"),
-        (
-            "[mamba,mamba,lstm]",
-            "3 mixers for n_layers=2: needs n_layers >= 3, or a pattern of 1 to 2",
-        ),
+        ("[mamba,mamba,lstm]", "3 mixers for n_layers=2: needs n_layers >= 3, or a pattern of 1 to 2"),
         ("[]", "backbone.pattern has 0 mixers"),
     ],
 )

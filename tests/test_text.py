@@ -228,7 +228,7 @@ def test_bad_paths_are_refused_in_one_line(tmp_path: Path, make: Any) -> None:
         make(tmp_path / "missing.txt"): "no such file or folder",
         make(tmp_path / "bare"): r"matches task\.glob=\*\.txt",
         make(tmp_path / "bare", glob="/tmp/*.txt"): r"task\.glob=/tmp/\*\.txt: ",
-        make(""): r"task\.path is empty: needs stdlib, ",
+        make(""): r"task\.path= is empty: needs stdlib, ",
         make("~nobody-of-this-name/a.txt"): "home directory",
         make(write(tmp_path / "empty.txt", b"")): r"empty\.txt: no text for the train split \(0 bytes in all\)",
         make(write(tmp_path / "tiny.txt", b"abc")): r"tiny\.txt: no text for the",
