@@ -72,6 +72,32 @@ def test_every_seed_runs_at_the_rate_that_one_seed_chose() -> None:
     }
 
 
+def test_an_even_number_of_rates_has_one_more_below() -> None:
+    assert rates(played(fair(n_rates=2), seeds(0), bowl(BASE))[0]) == [1e-3, 1e-2]
+
+
+def test_all_rates_that_are_given_are_tried() -> None:
+    given = [cell(HERE, lr=lr) for lr in (1e-3, 1e-2, 1e-1)]
+    assert rates(played(fair(), given, bowl(BASE))[0]) == [1e-3, 1e-2, 1e-1]
+
+
+def test_rates_further_out_are_reckoned_from_those_before_rounding() -> None:
+    rounds = played(fair(ratio=math.sqrt(10)), seeds(0), bowl(10.0))
+    assert [rates(each) for each in rounds[1:4]] == [[0.1], [0.316], [1.0]]
+
+
+def test_the_first_rate_of_each_backbone_comes_before_the_second() -> None:
+    given = [cell(HERE, f"backbone={name}", lr=BASE) for name in ("transformer", "lstm")]
+    first, *_ = played(fair(n_rates=2), given, bowl(BASE))
+    assert rates(first) == [1e-3, 1e-3, 1e-2, 1e-2]
+    assert [one.backbone_name for one in first.cells] == ["transformer", "lstm"] * 2
+
+
+def test_cells_with_other_test_lengths_are_others() -> None:
+    given = [cell(HERE, f"eval_scales=[{scales}]", lr=BASE) for scales in ("1", "1,2")]
+    assert [one.eval_scales for one in played(fair(), given, bowl(BASE))[-1].cells] == [[1], [1, 2]]
+
+
 def test_a_best_rate_at_an_edge_is_looked_beyond() -> None:
     rounds = played(fair(), seeds(0), bowl(10.0))
     assert [rates(each) for each in rounds] == [[1e-3, 1e-2, 1e-1], [1.0], [10.0], [100.0], [10.0]]
@@ -215,6 +241,23 @@ def test_all_have_the_parameters_of_the_first() -> None:
         budgets = {(one.backbone_name, one.match.params) for one in round_.cells}
         assert budgets == {("transformer", n_params(first)), ("lstm", n_params(first)), ("transformer", 4300)}
     assert {one.match.params for one in played(fair(), [first, rival], bowl(BASE))[0].cells} == {None}
+
+
+@pytest.mark.parametrize("size", ["d_model=64", "n_layers=3", "task.vocab_size=128"])
+def test_each_size_and_task_has_its_own_parameters(size: str) -> None:
+    given = [
+        cell(HERE, f"backbone={name}", *more, lr=BASE) for more in ([], [size]) for name in ("transformer", "lstm")
+    ]
+    budgets = [n_params(given[0])] * 2 + [n_params(given[2])] * 2
+    assert budgets[0] != budgets[2]
+    assert [one.match.params for one in played(fair(match=True), given, bowl(BASE))[-1].cells] == budgets
+
+
+def test_what_is_scored_has_matched_widths_when_its_kernels_are_timed_too() -> None:
+    phases = ["quality", "kernels"]
+    given = [cell(HERE, f"backbone={name}", lr=BASE, phases=phases) for name in ("transformer", "lstm")]
+    last = played(fair(match=True), given, bowl(BASE))[-1]
+    assert {one.match.params for one in last.cells} == {n_params(given[0])}
 
 
 def test_a_first_backbone_that_cannot_be_built_ends_nothing() -> None:
