@@ -17,6 +17,7 @@ from arch_bench.measure import (
     limit_threads,
     percentile,
     pick_device,
+    time_calls,
     usable_cores,
     warm_up,
 )
@@ -55,7 +56,8 @@ def test_one_outlier_moves_no_median() -> None:
         ([1.0] * 5, True),
         ([1.0] * 4, False),
         ([9.0, 1.0, 1.0, 1.0, 1.02, 1.03], True),
-        ([1.0, 1.0, 1.0, 1.0, 1.1], False),
+        ([1.0, 1.0, 1.0, 1.0, 1.04], True),
+        ([1.0, 1.0, 1.0, 1.0, 1.06], False),
     ],
 )
 def test_steady_is_five_times_within_5_percent(times: list[float], expected: bool) -> None:
@@ -88,6 +90,16 @@ def test_marks_on_the_cpu_are_clock_readings() -> None:
     start = watch.mark()
     clock.now += 0.25
     assert watch.between_ms(start, watch.mark()) == pytest.approx(250.0)
+
+
+def test_every_call_has_its_own_time() -> None:
+    clock, costs = FakeClock(), iter([9.0, 1.0, 2.0, 3.0])  # the first warms up
+
+    def call() -> None:
+        clock.now += next(costs)
+
+    found = time_calls(call, Stopwatch(CPU, clock), 3, max_warm_up_s=0)
+    assert found == pytest.approx([1000.0, 2000.0, 3000.0])
 
 
 def test_peak_memory_sees_a_tensor() -> None:
