@@ -105,6 +105,10 @@ def test_what_timed_phases_find_is_kept_apart(driver: Driver, monkeypatch: pytes
         assert len(driver.n_compiled) == 2 * N_CONFIGS, "what was found alone is"
 
 
+@pytest.mark.xfail(
+    tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9),
+    reason="open: Triton 3.7 takes the failed compile as done",
+)
 def test_what_cannot_be_compiled_is_left_to_the_autotuner(driver: Driver) -> None:
     @triton.autotune([triton.Config({"BLOCK": block}) for block in (33, 64)], key=["n"])
     @triton.jit
