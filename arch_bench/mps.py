@@ -116,18 +116,30 @@ def _start(folder: Path, environment: dict[str, str]) -> None:
         time.sleep(0.1)
 
 
+def n_clients() -> int:
+    """Processes that are clients of the service now, of every user's server."""
+    servers = (_ask("get_server_list", os.environ.copy()) or "").split()
+    return sum(len((_ask(f"get_client_list {server}", os.environ.copy()) or "").split()) for server in servers)
+
+
 def _answers(environment: dict[str, str]) -> bool:
     """Whether a daemon listens in the folder that the environment names, or in the usual one."""
+    return _ask("get_server_list", environment) is not None
+
+
+def _ask(command: str, environment: dict[str, str]) -> str | None:
+    """What the daemon answers; None when none does."""
     try:
         done = subprocess.run(
             [CONTROL],
-            input=b"get_server_list\n",
+            input=f"{command}\n",
             env=environment,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             timeout=_ANSWER_S,
             check=False,
+            text=True,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+        return None
+    return done.stdout if done.returncode == 0 else None

@@ -106,7 +106,8 @@ class Packing:
             found = _train(team(kind, n), kind, way, self._args.window_s)
         except Failed as error:
             return self._none(kind, way, n, "failed", str(error))
-        return {"kind": kind, "way": way, "n": n, "status": "ok"} | found | self._about[kind]
+        clients = {"mps_clients": mps.n_clients()} if way == "mps" else {}
+        return {"kind": kind, "way": way, "n": n, "status": "ok"} | found | clients | self._about[kind]
 
     @staticmethod
     def _none(kind: str, way: str, n: int, status: str, why: str) -> Record:
@@ -193,6 +194,7 @@ def row(record: Record, alone: float | None) -> str:
     gain = f"{record['steps_per_s'] / alone:.2f}x" if alone else ""
     rates = f"{record['steps_per_s']:,.1f} | {gain} | {record['slowest']:,.1f} | {record['fastest']:,.1f}"
     note = f"{record['kernel']}, {record['step']}" + (f" ({record['step_why']})" if record["step_why"] else "")
+    note += f", {record['mps_clients']} clients" if "mps_clients" in record else ""
     return f"{start} {rates} | {record['loss_min']:.3f} to {record['loss_max']:.3f} | {note.replace('|', '/')} |"
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from arch_bench import mps
 
-FAKE = f"""#!/bin/sh
+FAKE = rf"""#!/bin/sh
 # {mps.CONTROL} in miniature: a daemon that sleeps, its process id where NVIDIA's leaves it
 pid_file="$CUDA_MPS_PIPE_DIRECTORY/{mps.CONTROL}.pid"
 if [ "$1" = loop ]; then while :; do sleep 0.05; done; fi
@@ -25,7 +25,11 @@ if [ "$1" = -d ]; then
 fi
 [ -f "$pid_file" ] || {{ echo "Cannot find MPS control daemon process" >&2; exit 1; }}
 read -r command
-case "$command" in quit*) [ -n "$FAKE_IS_STUBBORN" ] || {{ kill "$(cat "$pid_file")"; rm "$pid_file"; }};; esac
+case "$command" in
+    get_server_list) echo 7;;
+    "get_client_list 7") printf '21\n22\n';;
+    quit*) [ -n "$FAKE_IS_STUBBORN" ] || {{ kill "$(cat "$pid_file")"; rm "$pid_file"; }};;
+esac
 """
 
 
@@ -67,6 +71,12 @@ def test_it_runs_within_the_block_only(trace: Path) -> None:
     assert not folder.exists()
     assert not environment.keys() & os.environ.keys()
     assert mps.obstacle() == ""
+
+
+def test_it_counts_its_clients(trace: Path) -> None:
+    assert mps.n_clients() == 0
+    with mps.service():
+        assert mps.n_clients() == 2
 
 
 def test_an_exception_ends_it(trace: Path) -> None:
