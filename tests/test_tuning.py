@@ -22,7 +22,7 @@ class Driver:
     """Of a GPU that compiles and launches nothing: each timing notes how many binaries there are by then."""
 
     def __init__(self, cache: Path) -> None:
-        self.cache, self.n_compiled = cache, list[int]()
+        self.cache, self.n_compiled, self.reps = cache, list[int](), list[int]()
 
     def get_current_target(self) -> object:
         return triton.backends.compiler.GPUTarget("cuda", 90, 32)
@@ -34,8 +34,9 @@ class Driver:
         return 0
 
     def get_benchmarker(self) -> Callable[..., list[float]]:
-        def time_(call: Callable[[], object], quantiles: object, **_: object) -> list[float]:
+        def time_(call: Callable[[], object], quantiles: object, rep: int = 100, **_: object) -> list[float]:
             self.n_compiled.append(len(list(self.cache.glob("*/*.cubin"))))
+            self.reps.append(rep)
             call()
             return [float(len(self.n_compiled))] * 3
 
@@ -61,10 +62,10 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     return driver
 
 
-def doubled() -> object:
+def doubled(n_configs: int = N_CONFIGS) -> object:
     """A kernel with an autotuner of its own, as in a process of its own."""
 
-    @triton.autotune([triton.Config({"BLOCK": 32 << n}) for n in range(N_CONFIGS)], key=["n"])
+    @triton.autotune([triton.Config({"BLOCK": 32 << n}) for n in range(n_configs)], key=["n"])
     @triton.jit
     def kernel(x, n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
         at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -87,6 +88,14 @@ def test_without_it_each_is_compiled_when_its_turn_comes(driver: Driver) -> None
     with nullcontext():
         tune(doubled())
     assert driver.n_compiled == list(range(N_CONFIGS))
+
+
+def test_of_many_only_those_near_the_best_at_a_glance_are_timed_at_length(driver: Driver) -> None:
+    kernel, many = doubled(9), 9
+    with parallel_tuning():
+        tune(kernel)
+    assert driver.reps == [tuning.GLANCE_MS["rep"]] * many + [tuning.TIMED_MS["rep"]], "at a glance: 1, 2, 3, ... ms"
+    assert list(kernel.configs_timings.values()) == [[10.0] * 3, *([float(n)] * 3 for n in range(2, 10))]  # type: ignore[attr-defined]
 
 
 def test_what_was_found_is_kept_for_other_processes(driver: Driver) -> None:

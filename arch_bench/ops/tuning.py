@@ -19,6 +19,12 @@ MAX_THREADS = 16
 """What one process takes of a machine on which others compile too."""
 TIMED_MS = {"warmup": 10, "rep": 40}
 """Of each configuration: tens of runs of a kernel that takes a millisecond, two fifths of what Triton takes."""
+GLANCE_MS = {"warmup": 1, "rep": 4}
+"""Of each of many configurations (fla has up to 135 of one kernel), to leave out those that are far from the best."""
+N_FEW = 8
+"""Up to as many are all timed at length."""
+FAR = 1.3
+"""Times the shortest at a glance: beyond it, what was seen at a glance is the time of a configuration."""
 _APART: list[str] = []
 """What this process adds to the names under which findings are kept."""
 
@@ -32,6 +38,8 @@ def keep_apart() -> None:
 def parallel_tuning() -> Iterator[None]:
     """Within it, an autotuner has all it is about to time compiled at once, times it briefly, and keeps what it found.
 
+    Of many configurations it times at length those that are near the best at a glance.
+
     Triton looks on disk where asked to (`TRITON_CACHE_AUTOTUNING`), which fla does and mamba-ssm does not.
     Configurations that have hooks are timed anew in every process, whoever asks.
     """
@@ -43,6 +51,7 @@ def parallel_tuning() -> Iterator[None]:
 
     timed, run, look_up = Autotuner._bench, Autotuner.run, Autotuner.check_disk_cache
     calls: dict[object, object] = {}
+    seen: dict[object, dict[object, list[float]]] = {}
 
     def run_and_keep(tuner: Any, *args: object, **kwargs: object) -> object:
         tuner.cache_results = True
@@ -59,12 +68,29 @@ def parallel_tuning() -> Iterator[None]:
         if calls.get(tuner) is not tuner.nargs:  # the arguments of this call: its first configuration
             calls[tuner] = tuner.nargs
             compile_all(tuner, args, kwargs)
-        times: list[float] = timed(tuner, *args, config=config, **kwargs)
+            seen[tuner] = at_a_glance(tuner, lambda one: timed(tuner, *args, config=one, **kwargs), kwargs)
+        times: list[float] = seen[tuner].get(config) or timed(tuner, *args, config=config, **kwargs)
         return times
 
     changes: dict[str, Any] = {"run": run_and_keep, "check_disk_cache": look_up_apart, "_bench": compiled_and_timed}
     with patch.multiple(Autotuner, **changes):
         yield
+
+
+def at_a_glance(
+    tuner: Any, timed: Callable[[Any], list[float]], kwargs: dict[str, object]
+) -> dict[object, list[float]]:
+    """The times of the configurations that are far from the best of many."""
+    from triton.runtime.driver import driver
+
+    configs = tuner.prune_configs(kwargs)
+    if len(configs) <= N_FEW:
+        return {}
+    glance = partial(driver.active.get_benchmarker(), **GLANCE_MS)
+    with patch.dict(vars(tuner), do_bench=glance):  # where the tuner keeps its benchmarker
+        times = {config: timed(config) for config in configs}
+    best = min(median for median, *_ in times.values())
+    return {config: found for config, found in times.items() if found[0] > FAR * best}
 
 
 def compile_all(tuner: Any, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
