@@ -6,6 +6,7 @@ import copy
 import importlib
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -205,16 +206,33 @@ def test_a_layer_of_fla_is_the_same_work(name: str) -> None:
     torch.manual_seed(0)
     with CUDA:
         mixer, layer = PAIRS[name](layers)
-    assert_equal_layers(lambda x: layer(x)[0], mixer, fla_pairs.D)
+    is_bf16 = name in ("DeltaNet", "GatedDeltaNet")  # fla refuses the former in float32
+    assert_equal_layers(lambda x: layer(x)[0], mixer, fla_pairs.D, is_bf16=is_bf16)
 
 
-def assert_equal_layers(layer: Any, mixer: Any, d_model: int) -> None:
+def assert_equal_layers(layer: Any, mixer: Any, d_model: int, *, is_bf16: bool = False) -> None:
+    """In bf16 the layer only: ours alone is then 0.8 % off itself in float32, and its gradients 1 %."""
     x = torch.randn(2, 200, d_model, device="cuda", requires_grad=True)
-    found, expected = layer(x), mixer(x)
-    assert relative(found, expected) < 1e-2
+    expected = mixer(x)
+    with torch.autocast("cuda", torch.bfloat16, enabled=is_bf16):
+        found = layer(x)
+    assert relative(found.float(), expected) < (3e-2 if is_bf16 else 1e-2)
     upstream = torch.randn_like(expected)
-    (got,), (wanted,) = (torch.autograd.grad(y, x, upstream) for y in (found, expected))
-    assert relative(got, wanted) < 2e-2
+    (wanted,) = torch.autograd.grad(expected, x, upstream)
+    with where_triton_is_right():
+        (got,) = torch.autograd.grad(found, x, upstream.to(found.dtype))
+    assert relative(got, wanted) < (5e-2 if is_bf16 else 2e-2)
+
+
+@contextmanager
+def where_triton_is_right() -> Iterator[None]:
+    """Skips what fla refuses: on Hopper, Triton below 3.7.1 makes wrong gradients of gates (its issue 640)."""
+    try:
+        yield
+    except (RuntimeError, Unsupported) as error:
+        if "upgrade Triton" not in str(error):
+            raise
+        pytest.skip(str(error))
 
 
 def fla_layers() -> Any:
@@ -243,7 +261,8 @@ def fla_mixer(name: str) -> FlaLayer:
 @torch.no_grad()
 def test_a_layer_of_fla_is_a_mixer(name: str) -> None:
     """In bf16, which some of them ask for: shape, causality, and decoding after a prompt as the forward pass."""
-    mixer = fla_mixer(name)
+    with where_triton_is_right():
+        mixer = fla_mixer(name)
     x = torch.randn(2, 200, 64, device="cuda")
     other = torch.cat((x[:, :130], torch.randn(2, 70, 64, device="cuda")), 1)
     with torch.autocast("cuda", torch.bfloat16):
