@@ -6,13 +6,13 @@ A protocol gives its cells in rounds, and chooses the next round by the rows of 
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Generator, Iterable, Iterator
 from itertools import zip_longest
 from statistics import fmean
 from typing import NamedTuple
 
+from arch_bench import learning_rate
 from arch_bench.config import Cell
 from arch_bench.results import RETRIED, Row
 
@@ -53,7 +53,8 @@ class Quick:
 class Fair:
     """The learning rate of each backbone by validation, at the first seeds; then every seed at that rate.
 
-    The best has the lowest loss; of trainings that may stop early (`trainer.stop_at`) the one that stopped first.
+    The best has the lowest loss; of trainings that may stop early (`trainer.stop_at`) the one that stopped first; of
+    several that are as good (`learning_rate.TIE`) the one in the middle.
 
     Cells that train nothing have the same widths, and are else as they are given. Of a backbone with a training that
     crashed or ran out of time no rate is chosen: what that finds when it is tried again might change it.
@@ -94,26 +95,12 @@ class Fair:
         return {_rounded(rate): rate for rate in exact}
 
 
-class _Trained(NamedTuple):
-    """What came of a training; the smaller the better, its steps first: who stops early needed fewer to learn it.
-
-    Where none stops before the last step that is the loss. Losses of trainings that stopped (`trainer.stop_at`) say
-    only by how much each passed the line.
-    """
-
-    steps: float
-    loss: float
-
-
-_FAILED = _Trained(math.inf, math.inf)
-
-
 class _Scan:
     """The rates tried for one contender, and what came of them."""
 
-    def __init__(self, cells: list[Cell], rates: dict[float, float], n_scan_seeds: int) -> None:
-        self._first, self._rates = cells[0], rates
-        self._found: dict[float, dict[int, _Trained]] = {}
+    def __init__(self, cells: list[Cell], exact: dict[float, float], n_scan_seeds: int) -> None:
+        self._first, self._rates = cells[0], exact
+        self._found: dict[float, dict[int, learning_rate.Trained]] = {}
         """By rate and seed."""
         self._n_extensions = 0
         self.is_open = False
@@ -133,52 +120,51 @@ class _Scan:
         mine = _identity(self._first)
         for cell, rows in answers:
             if _identity(cell) == mine:
-                found = next((done for row in rows if (done := _trained(row)) != _FAILED), _FAILED)
+                found = min(map(_trained, rows), default=learning_rate.FAILED)
                 self._found.setdefault(cell.optim.lr, {})[cell.seed] = found
                 self.is_open |= not rows or any(row.status in RETRIED for row in rows)
 
     def extend(self, ratio: float, at_most: int) -> None:
-        """Try one rate more beyond the best, if that is the lowest or the highest of all tried."""
-        best, tried = self._best(), sorted(self._found)
-        if self.is_open or best is None or self._n_extensions == at_most or best not in (tried[0], tried[-1]):
+        """Try one rate more beyond the best, if that is the lowest or the highest of all tried and none is as good."""
+        best, tried = learning_rate.best(self._means()), sorted(self._found)
+        if self.is_open or len(best) != 1 or self._n_extensions == at_most or best[0] not in (tried[0], tried[-1]):
             return
         self._n_extensions += 1
-        following = self._rates[best] / ratio if best == tried[0] else self._rates[best] * ratio
+        outermost = self._rates[best[0]]
+        following = outermost / ratio if best[0] == tried[0] else outermost * ratio
         self._rates[_rounded(following)] = following
 
     def finals(self) -> list[Cell]:
         """Every seed at the best rate; at the given one where no rate worked, whose rows then say why."""
-        best, tried = self._best(), sorted(self._found)
+        best = learning_rate.chosen(self._means())
         rate = self._first.optim.lr if best is None else best
-        chosen = f"optim.lr={rate:g}: none of {len(tried)} rates could be trained"
-        if best is not None:
-            seeds = ", ".join(map(str, self._scan_seeds))
-            at = f"at seed {seeds}" if len(self._scan_seeds) == 1 else f"as a mean of seeds {seeds}"
-            mean = self._mean(best)
-            stopped = mean.steps < self._first.trainer.max_steps
-            why = f"stopped after {mean.steps:g} steps, the first" if stopped else "the lowest"
-            chosen = (
-                f"optim.lr={rate:g}: validation loss {mean.loss:.4g}, {why} of {len(tried)} rates "
-                f"from {tried[0]:g} to {tried[-1]:g} {at}"
-            )
+        why = f"none of {len(self._found)} rates could be trained" if best is None else self._why(best)
         cell = _with_rate(self._first, rate)
-        return [cell.model_copy(update={"seed": seed, "chosen": chosen}) for seed in self.seeds]
+        return [cell.model_copy(update={"seed": seed, "chosen": f"optim.lr={rate:g}: {why}"}) for seed in self.seeds]
 
-    def _best(self) -> float | None:
-        working = [rate for rate in self._found if self._mean(rate) != _FAILED]
-        return min(working, key=self._mean, default=None)
+    def _why(self, best: float) -> str:
+        mean, n_best, tried = self._mean(best), len(learning_rate.best(self._means())), sorted(self._found)
+        has_stopped = mean.steps < self._first.trainer.max_steps
+        rank = ("the first" if has_stopped else "the lowest") if n_best == 1 else f"in the middle of {n_best} as good,"
+        found = f"stopped after {mean.steps:g} steps, {rank}" if has_stopped else rank
+        seeds = ", ".join(map(str, self._scan_seeds))
+        at = f"at seed {seeds}" if len(self._scan_seeds) == 1 else f"as a mean of seeds {seeds}"
+        return f"validation loss {mean.loss:.4g}, {found} of {len(tried)} rates from {tried[0]:g} to {tried[-1]:g} {at}"
 
-    def _mean(self, rate: float) -> _Trained:
+    def _means(self) -> dict[float, learning_rate.Trained]:
+        return {rate: self._mean(rate) for rate in self._found}
+
+    def _mean(self, rate: float) -> learning_rate.Trained:
         """Over the seeds; infinite where one of them failed."""
-        return _Trained(*map(fmean, zip(*self._found[rate].values(), strict=True)))
+        return learning_rate.Trained(*map(fmean, zip(*self._found[rate].values(), strict=True)))
 
 
-def _trained(row: Row) -> _Trained:
+def _trained(row: Row) -> learning_rate.Trained:
     if row.kind != "scan" or row.status != "ok":
-        return _FAILED
+        return learning_rate.FAILED
     (loss,) = (row.metrics[name] for name in VALIDATION if name in row.metrics)
     assert isinstance(loss, float)
-    return _Trained(float(row.metrics["steps"] or 0), loss)
+    return learning_rate.Trained(float(row.metrics["steps"] or 0), loss)
 
 
 def _rounded(rate: float) -> float:

@@ -108,6 +108,25 @@ def test_a_best_rate_at_an_edge_is_looked_beyond() -> None:
     assert len(played(fair(max_extensions=0), seeds(0), bowl(10.0))) == 2
 
 
+@pytest.mark.parametrize(
+    ("losses", "tried", "chosen"),
+    [
+        ({1e-3: 2e-8, 1e-2: 4e-8, 1e-1: 2.7}, [1e-3, 1e-2, 1e-1], 1e-3),
+        ({1e-3: 2e-8, 1e-2: 4e-8, 1e-1: 9e-5}, [1e-3, 1e-2, 1e-1], 1e-2),
+        ({1e-3: 2.0, 1e-2: 1.3, 1e-1: 1.29995}, [1e-3, 1e-2, 1e-1], 1e-2),
+        ({1e-3: 2.0, 1e-2: 1.3, 1e-1: 1.2998, 1.0: 9.0}, [1e-3, 1e-2, 1e-1, 1.0], 1e-1),
+    ],
+)
+def test_of_rates_that_learn_the_same_the_middle_one_is_chosen_and_none_further_out_is_tried(
+    losses: dict[float, float], tried: list[float], chosen: float
+) -> None:
+    *scans, last = played(fair(), seeds(0), by_loss(losses.__getitem__))
+    assert [rate for each in scans for rate in rates(each)] == tried
+    assert rates(last) == [chosen]
+    n = sum(loss <= min(losses.values()) + 1e-4 for loss in losses.values())
+    assert ("the lowest of" if n == 1 else f"in the middle of {n} as good, of") in last.cells[0].chosen
+
+
 def test_a_rate_that_diverges_is_an_edge_that_was_looked_beyond() -> None:
     loss = by_loss(lambda lr: None if lr > BASE else 1 / lr)
     assert [rates(each) for each in played(fair(), seeds(0), loss)] == [[1e-3, 1e-2, 1e-1], [1e-2]]

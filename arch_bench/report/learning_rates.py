@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
+from arch_bench import learning_rate
 from arch_bench.report import dials, metrics, units
 from arch_bench.report.metrics import Metric
 from arch_bench.report.study import Group, Point, Study, number, over_seeds
@@ -17,9 +18,9 @@ MOST_TOLD = 3
 """Scans in one sentence."""
 NOTE = (
     "Loss on the validation split after a training run at each rate; chosen: the lowest, or what stopped after the "
-    "fewest steps where trainings may (trainer.stop_at). A best rate at the edge of "
-    "what was tried may not be the best there is; beyond one that diverged there is nothing to try. One seed to a "
-    "rate cannot tell near ones apart."
+    "fewest steps where trainings may (trainer.stop_at), and the middle one of those that end within "
+    f"{learning_rate.TIE:g} of it. A best rate at the edge of what was tried may not be the best there is; beyond one "
+    "that diverged there is nothing to try. One seed to a rate cannot tell near ones apart."
 )
 
 
@@ -49,18 +50,22 @@ class Scan(NamedTuple):
     """Rates at which the scored runs were trained."""
 
     @property
+    def _trained(self) -> dict[float, learning_rate.Trained]:
+        return {trial.rate: learning_rate.Trained(trial.steps, trial.loss.value) for trial in self.trials if trial.loss}
+
+    @property
     def chosen(self) -> Trial | None:
-        """As `protocol.Fair` chooses: the fewest steps, then the lowest loss, of equal ones at the lowest rate."""
-        done = [trial for trial in self.trials if trial.loss]
-        return min(done, key=lambda trial: (trial.steps, trial.loss.value if trial.loss else math.inf), default=None)
+        """As `protocol.Fair` chooses."""
+        rate = learning_rate.chosen(self._trained)
+        return next((trial for trial in self.trials if trial.rate == rate), None)
 
     @property
     def edge(self) -> str:
-        """`lowest`, `highest` or `only`, if the chosen rate is that of those tried."""
-        telling = [trial.rate for trial in self.trials if trial.is_telling]
-        if not self.chosen or self.chosen.rate not in (telling[0], telling[-1]):
+        """`lowest`, `highest` or `only`, if the best rate is that of those tried, and none is as good."""
+        telling, best = [trial.rate for trial in self.trials if trial.is_telling], learning_rate.best(self._trained)
+        if len(best) != 1 or best[0] not in (telling[0], telling[-1]):
             return ""
-        return "only" if len(telling) == 1 else "lowest" if self.chosen.rate == telling[0] else "highest"
+        return "only" if len(telling) == 1 else "lowest" if best[0] == telling[0] else "highest"
 
     @property
     def strays(self) -> list[float]:
