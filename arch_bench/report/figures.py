@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -13,12 +14,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from arch_bench.report import units
 from arch_bench.report.parts import Curve, HeatMap, Label, Panel, Ranking
 from arch_bench.report.style import MATPLOTLIB_DASHES, MATPLOTLIB_SYMBOLS, Style
 
 INK, MUTED, GRID, BAND = "#1c2530", "#5c6773", "#e4e8ec", "#f4f1ee"
+POINTS = 72
+"""Of an inch."""
 RC: Any = {
     "svg.hashsalt": "arch-bench",
     "font.size": 9,
@@ -38,6 +42,10 @@ COLUMNS = 3
 """Four panels to a row stand in a square instead, and so do panels with names beside them."""
 PANEL_WIDTH, PANEL_HEIGHT, LEAST_WIDTH, LEGEND_LINE, LETTER = 3.6, 2.7, 5.2, 0.22, 0.062
 """Inches; the last is the width of a letter of a name."""
+MOST_TITLE = 36
+"""Letters of a title that fit above a panel."""
+MOST_SHIFT, MOST_SHARE = 2.5, 0.6
+"""Of lines that may coincide: points from one to the next, and the share of the way to the next length for them all."""
 
 
 def draw(rows: Sequence[Sequence[Panel]], styles: dict[str, Style], x_label: str) -> dict[str, bytes]:
@@ -60,7 +68,7 @@ def draw_maps(rows: Sequence[Sequence[HeatMap]], x_label: str) -> dict[str, byte
     """A figure of heat maps, a row or more per task. Returns the file's ending -> its bytes."""
     grid = [list(row[start : start + COLUMNS]) for row in rows for start in range(0, len(row), COLUMNS)]
     n_columns = max(map(len, grid))
-    height = sum(0.9 + MAP_LINE * max(len(each.parts) for each in row) for row in grid)
+    height = sum(1.0 + MAP_LINE * max(len(each.parts) for each in row) for row in grid)
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(max(n_columns * PANEL_WIDTH, LEAST_WIDTH), height), layout="constrained")
         axes = figure.subplots(len(grid), n_columns, squeeze=False)
@@ -79,7 +87,7 @@ def _draw_map(axes: Axes, heat: HeatMap, x_label: str) -> None:
     axes.set_yticks(range(len(heat.parts)), heat.parts)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(heat.title, loc="left", fontsize=9.5)
+    axes.set_title(map_title(heat), loc="left", fontsize=9.5)
     axes.set_xlabel(x_label)
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):
@@ -116,17 +124,23 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.set_axisbelow(True)
     axes.set_title(title(panel), loc="left", fontsize=9.5, pad=15 if panel.trained_at else 8)
     _draw_reference(axes, panel)
+    shifts = _shifts(panel)
     for curve in panel.curves:
-        _draw_curve(axes, curve)
+        _draw_curve(axes, curve, shifts.get(curve.series, 0.0))
     _draw_failures(axes, panel)
     _draw_labels(axes, panel.slopes, markersize=3, fontsize=7)
     _draw_labels(axes, panel.names, markersize=4.5, fontsize=7.5)
 
 
 def title(shown: Panel | Ranking) -> str:
-    """In two lines where the conditions of a cost make it long."""
-    space = "\n" if shown.facet.conditions else " "
-    return f"{shown.facet.title}:{space}{shown.metric.title}"
+    """In two lines where it is longer than its panel is wide, as the conditions of a cost make it."""
+    line = f"{shown.facet.title}: {shown.metric.title}"
+    return line if len(line) <= MOST_TITLE else f"{shown.facet.title}:\n{shown.metric.title}"
+
+
+def map_title(heat: HeatMap) -> str:
+    """In two lines where it is longer than its map is wide."""
+    return heat.title if len(heat.title) <= MOST_TITLE else f"{heat.facet.title}: {heat.series}\n{heat.metric.title}"
 
 
 def _draw_reference(axes: Axes, panel: Panel) -> None:
@@ -164,12 +178,29 @@ def _draw_reference(axes: Axes, panel: Panel) -> None:
 DASHED: dict[str, Any] = {"color": MUTED, "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 1.5}
 
 
-def _draw_curve(axes: Axes, curve: Curve) -> None:
+def _shifts(panel: Panel) -> dict[str, float]:
+    """Points to the right of its length at which a series of shares stands: those that solve a task coincide."""
+    series = list(dict.fromkeys(curve.series for curve in panel.curves))
+    lengths = sorted({length for curve in panel.curves for length in curve.points})
+    if not panel.metric.is_share or len(series) < 2:
+        return {}
+    steps = [math.log(after / before) for before, after in pairwise(lengths)]
+    room = min(steps, default=math.inf) / math.log(panel.x_range[1] / panel.x_range[0]) * PANEL_WIDTH * POINTS
+    step = min(MOST_SHIFT, MOST_SHARE * room / len(series))
+    return {name: step * (place - (len(series) - 1) / 2) for place, name in enumerate(series)}
+
+
+def _draw_curve(axes: Axes, curve: Curve, shift: float) -> None:
     x, y = list(curve.points), [point.value for point in curve.points.values()]
-    axes.add_line(_line(x, y, curve.style, is_faint=curve.is_faint))
+    place = axes.transData + ScaledTranslation(shift / POINTS, 0, axes.figure.dpi_scale_trans)
+    line = _line(x, y, curve.style, is_faint=curve.is_faint)
+    line.set_transform(place)
+    axes.add_line(line)
     for length, point in curve.points.items():
         if point.low is not None and point.high is not None and not curve.is_faint:
-            axes.plot([length, length], [point.low, point.high], color=curve.style.colour, linewidth=1.4, alpha=0.6)
+            whisker = Line2D([length, length], [point.low, point.high], color=curve.style.colour, lw=1.4, alpha=0.6)
+            whisker.set_transform(place)
+            axes.add_line(whisker)
 
 
 def _line(x: Sequence[float], y: Sequence[float], style: Style, is_faint: bool = False, label: str = "") -> Line2D:

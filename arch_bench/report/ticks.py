@@ -11,6 +11,8 @@ from arch_bench.report.metrics import Metric
 Number = TypeVar("Number", int, float)
 MOST = 6
 """Ticks on an axis."""
+LEAST_GAP = 0.12
+"""Of two ticks on a logarithmic axis, as a share of it: their texts stand apart."""
 
 
 def ticks(low: float, high: float, metric: Metric) -> list[float]:
@@ -23,11 +25,25 @@ def ticks(low: float, high: float, metric: Metric) -> list[float]:
 
 
 def thinned(lengths: Sequence[Number]) -> list[Number]:
-    """At most `MOST` of the measured lengths, the longest among them; of many lengths only powers of two."""
+    """At most `MOST` of the measured lengths, the longest among them; of many lengths only powers of two.
+
+    Without those whose texts would touch, on a logarithmic axis: the first and the last stay.
+    """
     powers = [length for length in lengths if math.log2(length).is_integer()]
     chosen = powers if len(lengths) > MOST and len(powers) > 1 else list(lengths)
     stride = math.ceil(len(chosen) / MOST)
-    return chosen[::-1][::stride][::-1]
+    return _apart(chosen[::-1][::stride][::-1])
+
+
+def _apart(lengths: Sequence[Number]) -> list[Number]:
+    """From the longest downwards, those that are `LEAST_GAP` from the next longer one and from the shortest."""
+    kept = list(lengths[-1:])
+    for place in range(len(lengths) - 2, -1, -1):
+        near = [kept[-1]] if place == 0 else [kept[-1], lengths[0]]
+        gaps = [abs(math.log(lengths[place] / each)) for each in near]
+        if place == 0 or min(gaps) >= LEAST_GAP * math.log(lengths[-1] / lengths[0]):
+            kept.append(lengths[place])
+    return kept[::-1]
 
 
 def spread(positions: Sequence[float], gap: float, ceiling: float = 1.0) -> list[float]:
