@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from arch_bench import journal, results
 from arch_bench.claim import claimed
 from arch_bench.config import Cell, ConfigError, Trial, recomposed
-from arch_bench.protocol import VALIDATION, Answers, Round, Rounds, parted
+from arch_bench.protocol import VALIDATION, Answers, Round, Rounds, parted, unscored_seeds
 from arch_bench.results import Row
 from arch_bench.run import RETRIED
 from arch_bench.space import Choice, Range, Space, Values, parsed, shown
@@ -38,7 +38,7 @@ class Options(NamedTuple):
 
 
 class Optuna:
-    """The values of some dials by validation, at one seed; then every seed at the best.
+    """Search the values of some dials by validation, at a seed that is never scored; then run every seed at the best.
 
     Cells that train nothing have the same widths, and are else as they are given. Raises ValueError for numbers that
     make no sense, and for a space that `space.parsed` refuses.
@@ -55,12 +55,15 @@ class Optuna:
         pruner: Literal["median", "none"],
         prune_from_trial: int,
         prune_from: float,
+        first_scan_seed: int,
         match: bool,
         dry_run: bool,
     ) -> None:
         if min(n_trials, n_at_once, n_random, prune_from_trial) < 1:
             numbers = f"n_trials={n_trials}, n_at_once={n_at_once}, n_random={n_random}"
             raise ValueError(f"{numbers}, prune_from_trial={prune_from_trial}: each needs at least 1")
+        if first_scan_seed < 0:
+            raise ValueError(f"first_scan_seed={first_scan_seed}: needs at least 0")
         if not 0 <= prune_from <= 1:
             raise ValueError(f"prune_from={prune_from:g}: a share, from 0 to 1")
         if match and space and "d_model" in space:
@@ -68,11 +71,12 @@ class Optuna:
         self._options = Options(
             *(parsed(space), n_trials, n_at_once, sampler, n_random, pruner, prune_from_trial, prune_from, dry_run)
         )
-        self._match = match
+        self._match, self._first_scan_seed = match, first_scan_seed
 
     def rounds(self, cells: list[Cell]) -> Rounds:
         trained, others = parted(cells, self._match)
-        searches = _searches(trained, self._options)
+        (seed,) = unscored_seeds({cell.seed for cell in trained}, 1, self._first_scan_seed)
+        searches = _searches(trained, self._options, seed)
         while due := [cell for search in searches for cell in search.due()]:
             answers = yield Round(due, "search, by validation", sum(search.n_left for search in searches))
             for search in searches:
@@ -82,7 +86,7 @@ class Optuna:
             yield Round(finals, "every seed at the best values")
 
 
-def _searches(cells: list[Cell], options: Options) -> list[_Search]:
+def _searches(cells: list[Cell], options: Options, seed: int) -> list[_Search]:
     """One for cells that differ in seed, in searched dials and in how a phase measures only."""
     low, high = ({dial: of.ends[end] for dial, of in options.space.items()} for end in (0, 1))
     found: dict[str, list[Cell]] = {}
@@ -97,7 +101,7 @@ def _searches(cells: list[Cell], options: Options) -> list[_Search]:
         for dial in options.space:
             if isinstance(_value(first, dial), dict | list):
                 raise ConfigError(f"protocol.space: {dial} is a group of dials; search those in it")
-    return [_Search(what, of, len(finals[what]), options) for what, of in found.items()]
+    return [_Search(what, of, len(finals[what]), options, seed) for what, of in found.items()]
 
 
 def _changed(cell: Cell, changes: Values) -> Cell:
@@ -108,11 +112,13 @@ def _changed(cell: Cell, changes: Values) -> Cell:
 
 
 class _Search:
-    """The trials of one contender. what: its key, at the low ends of the space; n_finals: cells to test at the end."""
+    """The trials of one contender.
 
-    def __init__(self, what: str, cells: list[Cell], n_finals: int, options: Options) -> None:
-        self._cells, self._n_finals, self._options = cells, n_finals, options
-        self._seed = cells[0].seed
+    what: its key, at the low ends of the space; n_finals: cells to test at the end; seed: that of all trials.
+    """
+
+    def __init__(self, what: str, cells: list[Cell], n_finals: int, options: Options, seed: int) -> None:
+        self._cells, self._n_finals, self._options, self._seed = cells, n_finals, options, seed
         ranges = {dial: [type(of).__name__, *of] for dial, of in options.space.items()}
         self.name = results.digest({"what": what, "seed": self._seed, "space": ranges})
         open_study = journal.rehearsal if options.dry_run else journal.begin
@@ -237,7 +243,7 @@ class _Search:
             prune_from_trial=options.prune_from_trial if options.pruner == "median" else None,
             prune_from_step=round(options.prune_from * cell.trainer.max_steps),
         )
-        return cell.model_copy(update={"phases": ["scan"], "trial": trial})
+        return cell.model_copy(update={"seed": self._seed, "phases": ["scan"], "trial": trial})
 
     def _tell(self, number: int) -> None:
         """What cannot be trained counts as given up: a sampler learns from that, but not from a failure.

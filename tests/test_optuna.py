@@ -36,7 +36,7 @@ Objective = Callable[[Cell], float | Status]
 
 def protocol(space: dict[str, Any] = RATES, **changes: Any) -> Optuna:
     options: dict[str, Any] = {"n_trials": 5, "n_at_once": 1, "sampler": "tpe", "n_random": 3, "pruner": "median"}
-    options |= {"prune_from_trial": 2, "prune_from": 0.25, "match": False, "dry_run": False}
+    options |= {"prune_from_trial": 2, "prune_from": 0.25, "first_scan_seed": 1000, "match": False, "dry_run": False}
     return Optuna(space=space, **options | changes)
 
 
@@ -99,7 +99,7 @@ def test_every_seed_is_run_at_the_best_values(tmp_path: Path) -> None:
     assert [len(round_.cells) for round_ in rounds] == [1] * 5
     assert [round_.n_later for round_ in rounds] == [6, 5, 4, 3, 2]
     assert tried(rounds)[0] == {"optim.lr": 1e-3}, "what the sweep gives comes first"
-    assert {(cell.seed, *cell.phases) for round_ in rounds for cell in round_.cells} == {(3, "scan")}
+    assert {(cell.seed, *cell.phases) for round_ in rounds for cell in round_.cells} == {(1000, "scan")}
     rates = [values["optim.lr"] for values in tried(rounds)]
     assert all(1e-4 <= rate <= 0.1 and rate == float(f"{rate:.3g}") for rate in rates)
     assert len(set(rates)) == 5
@@ -108,7 +108,7 @@ def test_every_seed_is_run_at_the_best_values(tmp_path: Path) -> None:
         (seed, best, ["quality"], None) for seed in (3, 4)
     ]
     loss = f"validation loss {(math.log10(best) + 2) ** 2 + 0.2:.4g}"
-    assert last.cells[0].chosen == f"optim.lr={best:g}: {loss}, the lowest of 5 trials at seed 3"
+    assert last.cells[0].chosen == f"optim.lr={best:g}: {loss}, the lowest of 5 trials at seed 1000"
 
 
 def test_what_follows_from_a_searched_dial_follows_in_a_trial(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_what_became_of_trials_is_told(tmp_path: Path, capsys: pytest.CaptureFix
     fates: list[float | Status] = [2.0, "pruned", "diverged", 0.5, 1.0]
     first, last = drive(protocol(), cells(tmp_path), lambda cell: fates[cell.trial.number] if cell.trial else 3.0)
     assert len(first.cells) == 5, "the rows say which of them to run again"
-    assert "validation loss 0.5, the lowest of 5 trials (1 given up) at seed 0" in last.cells[0].chosen
+    assert "validation loss 0.5, the lowest of 5 trials (1 given up) at seed 1000" in last.cells[0].chosen
     assert study_of(tmp_path).trials[3].state == TrialState.COMPLETE
 
 
@@ -152,7 +152,7 @@ def test_a_trial_that_cannot_be_run_is_not_counted_and_given_out_once(tmp_path: 
             answers = [(cell, [] if is_refused else [row(cell, bowl(cell))]) for cell in found[-1].cells]
             found.append(rounds.send(answers))
     assert len(found) == 6
-    assert "the lowest of 4 trials at seed 0" in found[-1].cells[0].chosen
+    assert "the lowest of 4 trials at seed 1000" in found[-1].cells[0].chosen
 
 
 def answered(round_: Round) -> list[tuple[Cell, list[Row]]]:
