@@ -25,7 +25,7 @@ from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import autocast, pick_precision
 from arch_bench.pruning import Pruning
-from arch_bench.results import Metrics, Outcome
+from arch_bench.results import Curve, Metrics, Outcome
 from arch_bench.strategy import ShardedStrategy, TeamStrategy
 from arch_bench.team import SOLO, Team
 from arch_bench.train_step import TrainStep, pick_step
@@ -44,6 +44,7 @@ class _Trained(NamedTuple):
     saver: Checkpoint
     kernel: str
     metrics: Metrics
+    curve: Curve
 
 
 def measure(cell: Cell, lengths: list[int], logger: Logger | None, team: Team = SOLO) -> list[Outcome]:
@@ -52,7 +53,7 @@ def measure(cell: Cell, lengths: list[int], logger: Logger | None, team: Team = 
     Raises Diverged when the loss stops being finite, Unsupported when the backbone cannot be built here, or is an
     encoder on a task that shows it the answers.
     """
-    lit, task, data, saver, kernel, trained = _train(cell, logger, team)
+    lit, task, data, saver, kernel, trained, curve = _train(cell, logger, team)
     slow = {"inference_mode": False}  # in which each decoded token costs a cast more
     tester = make_trainer(cell, pick_device(cell.device), [saver], None, **_ways(team, pick_device(cell.device)) | slow)
 
@@ -62,7 +63,11 @@ def measure(cell: Cell, lengths: list[int], logger: Logger | None, team: Team = 
             metrics = _test(tester, lit, data, longer, cell.trainer.n_test_batches)
         return [
             Outcome(
-                seq_len=seq_len, kernel=kernel, metrics=metrics | trained | _guessed(longer), data=task.provenance()
+                seq_len=seq_len,
+                kernel=kernel,
+                metrics=metrics | trained | _guessed(longer),
+                data=task.provenance(),
+                curve=curve if seq_len == cell.seq_len else {},
             )
         ]
 
@@ -71,8 +76,9 @@ def measure(cell: Cell, lengths: list[int], logger: Logger | None, team: Team = 
 
 def scan(cell: Cell, team: Team = SOLO) -> Outcome:
     """Train and validate; the test split is not read. Raises as `measure`."""
-    _, task, _, _, kernel, trained = _train(cell, None, team)
-    return Outcome(seq_len=cell.seq_len, kernel=kernel, metrics=trained | _guessed(task), data=task.provenance())
+    _, task, _, _, kernel, trained, curve = _train(cell, None, team)
+    found = trained | _guessed(task)
+    return Outcome(seq_len=cell.seq_len, kernel=kernel, metrics=found, data=task.provenance(), curve=curve)
 
 
 def _train(cell: Cell, logger: Logger | None, team: Team) -> _Trained:
@@ -101,11 +107,11 @@ def _train(cell: Cell, logger: Logger | None, team: Team) -> _Trained:
         trainer.validate(lit, datamodule=data, verbose=False)
     if watch.loss is None:
         raise Diverged(f"validation loss at step {watch.last_validation} is not finite")
-    metrics = _training_metrics(trainer, watch, task, cell.trainer.batch_size, saver.train_s)
+    metrics = _training_metrics(cell, trainer.global_step, watch, task) | {"train_s": saver.train_s}
     metrics |= {"n_params": step.backbone.n_params(), "step": step.kind, "step_why": step.why}
     metrics |= {"loss_kernel": step.loss_kernel, "compile_s": saver.compile_s(lit), "n_attempts": saver.n_attempts}
     metrics |= {"n_devices": team.size, "strategy": team.strategy}
-    return _Trained(lit, task, data, saver, team.together(step.backbone.kernel), metrics)
+    return _Trained(lit, task, data, saver, team.together(step.backbone.kernel), metrics, watch.curve(loss_name(task)))
 
 
 def _step(cell: Cell, task: Task, device: torch.device, team: Team) -> TrainStep:
@@ -175,15 +181,17 @@ def make_trainer(
     )
 
 
-def _training_metrics(trainer: L.Trainer, watch: Watch, task: Task, batch_size: int, train_s: float) -> Metrics:
-    steps = watch.steps_to_solve
+def _training_metrics(cell: Cell, steps: int, watch: Watch, task: Task) -> Metrics:
+    """Return the budget that a training used, and what it came to."""
+    batch_size, solved = cell.trainer.batch_size, watch.steps_to_solve
     return {
-        "steps": trainer.global_step,
-        "steps_to_99": steps,
-        "examples_to_99": None if steps is None else steps * batch_size,
+        "steps": steps,
+        "examples": steps * batch_size,
+        "tokens": steps * batch_size * cell.seq_len,
+        "steps_to_99": solved,
+        "examples_to_99": None if solved is None else solved * batch_size,
         "val_token_accuracy": watch.token_accuracy,
         f"val_{loss_name(task)}": watch.loss,
-        "train_s": train_s,
     }
 
 
@@ -237,6 +245,8 @@ class Watch(Callback):
         """None also where it was not finite."""
         self.last_validation = 0
         """The step at which they were measured."""
+        self.found: list[tuple[int, float | None, float]] = []
+        """Step, loss and token accuracy of every validation."""
         self._stop_at = stop_at
 
     def on_train_batch_end(  # type: ignore[override]
@@ -252,13 +262,24 @@ class Watch(Callback):
         accuracy = self.token_accuracy = found["val/token_accuracy"].item()
         loss = found["val/loss_nats" if "val/loss_nats" in found else "val/mse"].item()
         self.loss = loss if math.isfinite(loss) else None
+        if not self.found or self.found[-1][0] < trainer.global_step:  # else the last one was asked for again
+            self.found.append((trainer.global_step, self.loss, accuracy))
         if accuracy >= SOLVED and self.steps_to_solve is None:
             self.steps_to_solve = trainer.global_step
         if self._stop_at is not None and accuracy >= self._stop_at:
             trainer.should_stop = True
 
+    def curve(self, loss_name: str) -> Curve:
+        """Return the learning curve on validation, in columns; six digits are more than a figure shows."""
+        return {
+            "step": [step for step, _, _ in self.found],
+            f"val_{loss_name}": [None if loss is None else float(f"{loss:.6g}") for _, loss, _ in self.found],
+            "val_token_accuracy": [float(f"{accuracy:.6g}") for _, _, accuracy in self.found],
+        }
+
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("steps_to_solve", "token_accuracy", "loss", "last_validation")}
+        names = ("steps_to_solve", "token_accuracy", "loss", "last_validation", "found")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self).update(state_dict)

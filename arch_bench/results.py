@@ -23,6 +23,8 @@ Status = Literal["ok", "oom", "unsupported", "diverged", "timeout", "crashed", "
 RETRIED: frozenset[Status] = frozenset({"timeout", "crashed"})
 """What may end better the next time."""
 Metrics = dict[str, float | int | str | None]
+Curve = dict[str, list[int] | list[float] | list[float | None]]
+"""A learning curve, column by column: `step`, and what validation found there. None: not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class Outcome:
     reason: str = ""
     metrics: Metrics = field(default_factory=dict)
     data: dict[str, str | int] = field(default_factory=dict)
+    curve: Curve = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,8 @@ class Row:
     """Why the status is not `ok`, in one line."""
     metrics: Metrics = field(default_factory=dict)
     """Flat, the unit in the name."""
+    curve: Curve = field(default_factory=dict)
+    """The learning curve, in a training's row at its own length."""
     # provenance
     commit: str = ""
     dirty: bool = False
@@ -97,6 +102,8 @@ class Unsaved(OSError):
 def save(row: Row, path: Path) -> None:
     """Write a row so that a reader sees all of it or none."""
     text = json.dumps(dataclasses.asdict(row), indent=1, allow_nan=False)
+    # Numbers of a list share a line: a newline never stands in a JSON string, so this meets lists only.
+    text = re.sub(r"\[\n[^\[\]{}\"]*\]", lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)
     with whole(path) as file:
         file.write(text.encode())
 

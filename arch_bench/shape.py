@@ -161,6 +161,7 @@ def to_row(cell: Cell, kind: Kind, outcome: Outcome, usage: Usage, n_rows: int =
         status=outcome.status,
         reason=outcome.reason,
         metrics=outcome.metrics,
+        curve=outcome.curve,
         commit=commit,
         dirty=is_dirty,
         versions=provenance.versions(),

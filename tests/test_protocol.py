@@ -22,7 +22,10 @@ BASE = 1e-2
 
 
 def fair(**dials: Any) -> Fair:
-    return Fair(**{"n_rates": 3, "n_scan_seeds": 1, "first_scan_seed": 1000, "ratio": 10.0, "max_extensions": 3, "match": False} | dials)
+    return Fair(
+        **{"n_rates": 3, "n_scan_seeds": 1, "first_scan_seed": 1000, "ratio": 10.0, "max_extensions": 3, "match": False}
+        | dials
+    )
 
 
 def played(protocol: Fair | Grid | Quick, cells: list[Cell], answer: Callable[[Cell], list[Row]]) -> list[Round]:
@@ -147,7 +150,9 @@ def test_rates_that_are_given_are_those_tried() -> None:
     assert [(one.seed, one.optim.lr) for one in last.cells] == [(0, 0.0949), (1, 0.0949)]
 
 
-@pytest.mark.parametrize(("n", "rate", "seeds_told"), [(1, 0.1, "at seed 1000"), (2, 0.01, "as a mean of seeds 1000, 1001")])
+@pytest.mark.parametrize(
+    ("n", "rate", "seeds_told"), [(1, 0.1, "at seed 1000"), (2, 0.01, "as a mean of seeds 1000, 1001")]
+)
 def test_luck_at_one_seed_chooses_no_rate_of_several(n: int, rate: float, seeds_told: str) -> None:
     def answer(one: Cell) -> list[Row]:
         is_lucky = (one.optim.lr, one.seed) == (0.1, 1000)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from arch_bench import results
 from arch_bench.config import Cell, cell_of, compose
 from arch_bench.objects import build
 from arch_bench.run import run_cell
@@ -32,6 +33,21 @@ def test_the_loss_of_a_text_is_told_by_position_and_by_recall(tmp_path: Path) ->
         total = sum(max(1, start) * found[f"position_{start}"] for start in starts)
         assert total / n == pytest.approx(row.metrics["loss_nats"], rel=1e-4), "every position is in one octave"
         assert row.metrics["bits_per_byte/recall"] == pytest.approx(found["recall"] / 0.6931472, rel=1e-5)
+
+
+def test_a_training_tells_its_budget_and_its_curve(tmp_path: Path) -> None:
+    longer = ["trainer.max_steps=5", "trainer.val_every=2", "seq_len=16", "eval_scales=[1,2]", "task.n_pairs=2"]
+    at_its_length, longer_one = run_cell(cell(tmp_path, "task=mqar", *longer), say=lambda row: None)
+    metrics, curve = at_its_length.metrics, at_its_length.curve
+    assert (metrics["steps"], metrics["examples"], metrics["tokens"]) == (5, 40, 640)
+    assert curve["step"] == [2, 4, 5], "every validation, and the end"
+    assert [len(column) for column in curve.values()] == [3, 3, 3]
+    assert curve["val_loss_nats"][-1] == pytest.approx(metrics["val_loss_nats"], rel=1e-5)
+    assert curve["val_token_accuracy"][-1] == pytest.approx(metrics["val_token_accuracy"], rel=1e-5)
+    assert longer_one.curve == {}
+    (path,) = tmp_path.glob("rows/*-quality-16-*.json")
+    assert results.read(path).curve == curve
+    assert '"step": [2, 4, 5]' in path.read_text(), "one line, however long the curve"
 
 
 def test_a_string_is_generated_too(tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def rows_csv(rows: Sequence[Row]) -> bytes:
     return file.getvalue().encode()
 
 
-_FIELDS = [field.name for field in dataclasses.fields(Row)]
+_FIELDS = [field.name for field in dataclasses.fields(Row) if field.name != "curve"]
 
 
 def _replace(path: Path, content: bytes) -> Path:
