@@ -67,11 +67,24 @@ class Backbone(nn.Module):
         )
         if positions in RELATIVE and not any(block.mixer.takes_relative_positions for block in self._stack):
             raise ValueError(f"positions={positions} works inside attention only; choose none, learned or sinusoidal")
+        if dials["norm_at"] == "pre" and any(block.mixer.damps_with_depth for block in self._stack):
+            self._damp()
         self.norm = make_norm(dials["norm"], d_model) if dials["norm_at"] == "pre" else nn.Identity()
         self.head = nn.Linear(d_model, vocab_size, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
         if tie_embeddings:
             self.head.weight = self.embedding.weight
+
+    def _damp(self) -> None:
+        """Divide what blocks add to the residual stream by the square root of the number of sums (GPT-2's rule).
+
+        mamba_ssm and Samba's code do so in every layer, MLPs and attention included, and start biases at zero. Neither
+        has a rule for a post-norm, behind which sums do not grow with depth. Jamba's training code is not public: it
+        follows Mamba.
+        """
+        factor = sum(block.n_sums for block in self._stack) ** -0.5
+        for block in self._stack:
+            block.damp(factor)
 
     @property
     def _stack(self) -> list[Block]:

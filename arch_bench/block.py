@@ -66,6 +66,8 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
+RESIDUAL_WEIGHTS = frozenset({"mixer.out.weight", "mixer.out_proj.weight", "mlp.down.weight"})
+"""The last linear map of each half, by the names that all mixers give it."""
 CHANNEL_MIXERS = {"gelu": GELU, "swiglu": SwiGLU}
 
 
@@ -132,6 +134,20 @@ class Block(nn.Module):
         """As `Mixer.flops_per_token`; outside the mixer, all that is no vector is multiplied with each token."""
         extras = [p for part in (self.conv, self.mlp) if part for p in part.parameters() if p.dim() > 1]
         return self.mixer.flops_per_token(seq_len) + count_flops(*extras)
+
+    @property
+    def n_sums(self) -> int:
+        """How often it adds to the residual stream."""
+        return 1 if self.mlp is None else 2
+
+    @torch.no_grad()
+    def damp(self, factor: float) -> None:
+        """Multiply the weights whose products it adds to the residual stream, and start an MLP's biases at zero."""
+        for name, weight in self.named_parameters():
+            if name in RESIDUAL_WEIGHTS:
+                weight.mul_(factor)
+            elif name.startswith("mlp.") and name.endswith(".bias"):
+                weight.zero_()
 
     def _enter(self, x: Tensor) -> Tensor:
         return self.norm(x) if self.is_pre else x

@@ -55,6 +55,9 @@ class Mixer(nn.Module, ABC):
     counts_all_flops: ClassVar[bool] = True
     """Whether `flops_per_token` holds all of them, so that utilisation can be told."""
 
+    damps_with_depth: ClassVar[bool] = False
+    """Whether its authors start all that a model adds to its residual stream smaller, the deeper the model is."""
+
     def choose(self, kernel: str, kernels: Mapping[str, str | None]) -> None:
         """Decide `kernel` among `kernels`. Raises as `choose_kernel`."""
         self.kernels = kernels

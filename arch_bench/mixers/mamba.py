@@ -38,12 +38,15 @@ class Mamba(Mixer):
     State: the last K-1 x (K-1, E) and h (E, N) in float32, whatever the length. A token costs
     E (3 d_model + 2 R + 2 N + K) multiply-adds in projections and convolution and about 4 E N with E N exponentials in
     the scan, in training as in decoding; a decoded token moves all parameters and the state through memory once.
+
+    A pre-norm model with Mamba in it starts as mamba_ssm's do: `Backbone._damp`.
     """
 
     card = Card(
         "state space", "expand d (d_state + d_conv - 1)", "expand d d_state", "expand d d_state", "Gu & Dao 2023"
     )
     step_kernel = "eager"
+    damps_with_depth = True  # as `_init_weights` in mamba_ssm's mixer_seq_simple.py
 
     def __init__(
         self,

@@ -43,7 +43,8 @@ class Mamba2(ConvolvedMixer):
     State: the last K-1 xBC (K-1, E + 2 N) and S (H, N, P) = E N numbers in float32, whatever the length. A token costs
     d_model (3 E + 2 N + H) + K (E + 2 N) multiply-adds in projections and convolution and 2 E N in the state.
 
-    `d_head` is 64 as published where it is `auto`, less where that does not divide the width.
+    `d_head` is 64 as published where it is `auto`, less where that does not divide the width. A pre-norm model starts as
+    mamba_ssm's do: `Backbone._damp`.
 
     Raises ValueError if `d_head` does not divide expand * d_model.
     """
@@ -55,6 +56,7 @@ class Mamba2(ConvolvedMixer):
         "expand d d_state",
         "Dao & Gu 2024",
     )
+    damps_with_depth = True  # as `_init_weights` in mamba_ssm's mixer_seq_simple.py
 
     def __init__(
         self, *, d_model: int, d_state: int, d_head: int | Literal["auto"], d_conv: int, expand: int, kernel: str
