@@ -43,8 +43,8 @@ class Mamba2(ConvolvedMixer):
     State: the last K-1 xBC (K-1, E + 2 N) and S (H, N, P) = E N numbers in float32, whatever the length. A token costs
     d_model (3 E + 2 N + H) + K (E + 2 N) multiply-adds in projections and convolution and 2 E N in the state.
 
-    `d_head` is 64 as published where it is `auto`, less where that does not divide the width. A pre-norm model starts as
-    mamba_ssm's do: `Backbone._damp`.
+    `d_head` is 64 as published where it is `auto`, less where that does not divide the width. A pre-norm model starts
+    as mamba_ssm's do: `Backbone._damp`.
 
     Raises ValueError if `d_head` does not divide expand * d_model.
     """

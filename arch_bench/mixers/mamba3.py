@@ -67,8 +67,8 @@ class Mamba3(Mixer):
     State: S (H, N, P) = E N numbers, the last B (H, N) and x (E,), and theta (H, R), in float32 but x, whatever the
     length. A token costs d_model (3 E + 2 N + 3 H + R) multiply-adds in projections and 2 E N in the state.
 
-    `d_head` is 64 as published where it is `auto`, less where that does not divide the width. A pre-norm model starts as
-    mamba_ssm's do: `Backbone._damp`.
+    `d_head` is 64 as published where it is `auto`, less where that does not divide the width. A pre-norm model starts
+    as mamba_ssm's do: `Backbone._damp`.
 
     Raises ValueError if `d_head` does not divide expand * d_model, or nothing is left to rotate.
     """
