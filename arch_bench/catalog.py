@@ -14,7 +14,7 @@ from arch_bench.results import Row, load
 from arch_bench.usage import options
 
 HEADINGS = "backbone", "what it is", "family", "state", "training", "decoding", "recall", "steps/s", "kernels", "source"
-MEASURED = CONF.parent / "results" / "published" / "every_backbone"
+MEASURED = CONF.parent / "results" / "published" / "every_backbone_early"
 """Rows of `experiment=every_backbone`: token accuracy on 16 pairs in 256 tokens, and the rate of the steps."""
 HYBRID = Card("hybrid", *["as its mixers"] * 4)
 BLANK = Card(*[""] * 5)
