@@ -24,6 +24,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+from arch_bench import environment
 from arch_bench.console import leavable
 
 T = TypeVar("T")
@@ -127,7 +128,13 @@ def _start_server() -> None:
     that closes, and SIGUSR2, by which a batch system tells every process that time is short, would end those too: they
     stay deaf to both, and the parent asks them to save.
     """
+    with environment.hidden():  # what it imports would go by it, and so would all that it forks
+        _ensure_server()
+
+
+def _ensure_server() -> None:
     if threading.current_thread() is not threading.main_thread():  # where signals cannot be set
+        forkserver.ensure_running()
         return
     deaf = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
     before = [signal.signal(signum, signal.SIG_IGN) for signum in deaf]  # what it inherits

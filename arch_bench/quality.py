@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import sys
 import threading
-import warnings
 from typing import Any, NamedTuple
 
 import lightning.pytorch as L
@@ -26,9 +24,9 @@ from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import autocast, pick_precision
 from arch_bench.pruning import Pruning
 from arch_bench.results import Curve, Metrics, Outcome
-from arch_bench.strategy import ShardedStrategy, TeamStrategy
 from arch_bench.team import SOLO, Team
 from arch_bench.train_step import TrainStep, pick_step
+from arch_bench.trainer import make_trainer
 from tasks.base import Task
 
 SOLVED = 0.99
@@ -54,8 +52,14 @@ def measure(cell: Cell, lengths: list[int], logger: Logger | None, team: Team = 
     encoder on a task that shows it the answers.
     """
     lit, task, data, saver, kernel, trained, curve = _train(cell, logger, team)
-    slow = {"inference_mode": False}  # in which each decoded token costs a cast more
-    tester = make_trainer(cell, pick_device(cell.device), [saver], None, **_ways(team, pick_device(cell.device)) | slow)
+    tester = make_trainer(
+        team,
+        pick_device(cell.device),
+        [saver],
+        None,
+        max_steps=cell.trainer.max_steps,
+        inference_mode=False,  # in which each decoded token costs a cast more
+    )
 
     def test(seq_len: int) -> list[Outcome]:
         longer = _longer(task, seq_len)
@@ -98,8 +102,15 @@ def _train(cell: Cell, logger: Logger | None, team: Team) -> _Trained:
     shown: list[Callback] = [] if team.rank else [Bar()]
     if cell.trial is not None:
         shown.append(Pruning(cell, cell.trial, team))
-    options: dict[str, Any] = {"val_check_interval": data.val_check_interval, "plugins": [saver.files]}
-    trainer = make_trainer(cell, device, [watch, saver, *shown], logger, **_ways(team, device) | options)
+    trainer = make_trainer(
+        team,
+        device,
+        [watch, saver, *shown],
+        logger,
+        max_steps=cell.trainer.max_steps,
+        files=saver.files,
+        val_check_interval=data.val_check_interval,
+    )
     if logger is not None:
         logger.log_hyperparams({"n_params": step.backbone.n_params(), "kernel": step.backbone.kernel})
     trainer.fit(lit, datamodule=data, ckpt_path=saver.find(team))
@@ -143,41 +154,6 @@ def _data(cell: Cell, task: Task, device: torch.device, team: Team) -> TaskData:
         n_val=fixed.n_val_batches,
         device=device,
         place=team.place,
-    )
-
-
-def _ways(team: Team, device: torch.device) -> dict[str, Any]:
-    """Options of a Trainer that is one of a team."""
-    if team.strategy == "single":
-        return {}
-    place = torch.device(device.type, team.rank if device.type == "cuda" else 0)
-    devices = [team.rank] if device.type == "cuda" else 1
-    no_traces = {"inference_mode": False}  # parameters that were gathered in it could not be trained
-    own_parts = {"use_distributed_sampler": False}
-    kind = ShardedStrategy if team.is_sharded else TeamStrategy
-    return {"strategy": kind(team, place), "devices": devices} | own_parts | no_traces
-
-
-def make_trainer(
-    cell: Cell, device: torch.device, callbacks: list[Callback], logger: Logger | None, **options: Any
-) -> L.Trainer:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 on torch 2.13
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are made on the device, in one call
-    warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # a phase is one process, and has been started
-    warnings.filterwarnings("ignore", ".*GPU available but not used.*")  # device=cpu is the user's choice
-    one: dict[str, Any] = {"accelerator": "gpu" if device.type == "cuda" else device.type, "devices": 1}
-    return L.Trainer(
-        max_steps=cell.trainer.max_steps,
-        max_epochs=1,
-        log_every_n_steps=1,  # its "step" is a block of steps
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        callbacks=callbacks,
-        logger=logger or False,
-        **one | options,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from arch_bench import provenance, results, tracking
+from arch_bench import environment, provenance, results, tracking
 from arch_bench.config import Cell
 from arch_bench.results import Kind, Outcome, Row
 
@@ -47,6 +47,11 @@ class Usage(NamedTuple):
 
 def run_shape(cell: Cell, shape: Shape, earlier: list[Row], place: Place | None = None) -> list[Row]:
     """Measure, save, mirror. Of several processes, the first saves and mirrors; the others return nothing."""
+    with environment.hidden():
+        return _run_shape(cell, shape, earlier, place)
+
+
+def _run_shape(cell: Cell, shape: Shape, earlier: list[Row], place: Place | None) -> list[Row]:
     from arch_bench.distributed import joined
     from arch_bench.measure import limit_threads, pick_device
     from arch_bench.ops.tuning import keep_apart

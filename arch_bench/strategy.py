@@ -6,12 +6,49 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.fabric.plugins import ClusterEnvironment
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict as parts
 from torch.optim import Optimizer
 
 from arch_bench.team import Team
+
+
+class OwnProcesses(ClusterEnvironment):
+    """The processes of one run as they are, whatever a batch system or a launcher says in the environment.
+
+    Lightning would otherwise look for SLURM, LSF, MPI and torchrun, and take their ranks and sizes for its own.
+    """
+
+    creates_processes_externally = True
+    main_address = "127.0.0.1"
+    main_port = 0
+
+    def __init__(self, team: Team) -> None:
+        self._team = team
+
+    @staticmethod
+    def detect() -> bool:
+        return True
+
+    def world_size(self) -> int:
+        return self._team.size
+
+    def set_world_size(self, size: int) -> None:
+        """It is settled."""
+
+    def global_rank(self) -> int:
+        return self._team.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """It is settled."""
+
+    def local_rank(self) -> int:
+        return self._team.rank
+
+    def node_rank(self) -> int:
+        return 0
 
 
 class TeamStrategy(SingleDeviceStrategy):

@@ -15,6 +15,7 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
+from arch_bench import environment
 from arch_bench.complaint import one_line
 from arch_bench.config import Cell, ConfigError, Sweeping, cell_of, sweeping_of
 from arch_bench.objects import made
@@ -86,6 +87,8 @@ class Sweep:
             return
         if self._conflict is not None:
             raise ConfigError(self._conflict)
+        if ignored := environment.notice(tracks=any(cell.logger.kind == "wandb" for cell in self._cells)):
+            print(f"arch-bench: {ignored}", file=sys.stderr)
         protocol = made("protocol", self._sweeping.protocol, "")
         launcher: Launcher = made("launcher", self._sweeping.launcher, "")
         rounds = protocol.rounds(self._cells)
