@@ -11,11 +11,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from arch_bench.team import ALONE, Place
-from arch_bench.train_step import Scored, list_scored
+from arch_bench.train_step import Scored, join, list_scored
 from tasks.base import Split, Task, stream
 
 MAX_BLOCK = {"cuda": (64, 2**19), "cpu": (10, 2**16)}
 """Batches and tokens in a block, at most: on a GPU enough to hide the framework, elsewhere a point of the curve."""
+
+DRAWN = (10, 2**19)
+"""Batches and tokens of training that are drawn in one call, at most: the same on every device, for they decide which
+examples a step has."""
 
 MAX_KEPT = 2**22
 """Tokens of validation that stay on the device, at most: some 100 MB with their targets and positions."""
@@ -38,10 +42,11 @@ def cut(n_steps: int, every: int, batch_tokens: int, device: torch.device) -> li
 
 
 class Blocks(Dataset[Scored]):
-    """Batches of a split, made when asked for: the same for every backbone, and after any resume.
+    """Batches of a split, made when asked for: a function of the seed, the split and the step, however they are cut.
 
-    Block i is (steps, batch, ...), drawn in one call from the stream of its first step. Of several processes each draws
-    all of it and keeps its part of every batch.
+    Block i is (steps, batch, ...). Batches of training are drawn several in one call, from the stream of the first of
+    them, and in the same groups whatever the blocks: where one ends depends on when validation is due. Those of other
+    splits are drawn one by one. Of several processes each draws all and keeps its part of every batch.
     """
 
     def __init__(
@@ -62,16 +67,36 @@ class Blocks(Dataset[Scored]):
         self._batch_size = batch_size
         self._device = device
         self._place = place
+        n_batches, n_tokens = DRAWN if split == "train" else (1, 1)
+        self._n_drawn = max(1, min(n_batches, n_tokens // (batch_size * task.seq_len)))
+        self._latest: tuple[int, Scored] | None = None
+        """The group that was drawn last: the next block may begin within it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what has been drawn: another process draws it again."""
+        return vars(self) | {"_latest": None}
 
     def __len__(self) -> int:
         return len(self._blocks)
 
     def __getitem__(self, i: int) -> Scored:
         steps = self._blocks[i]
-        rng = stream(self._seed, self._split, steps.start, self._device)
-        batch = self._task.sample(len(steps) * self._batch_size, rng, self._device)
+        starts = range(steps.start - steps.start % self._n_drawn, steps.stop, self._n_drawn)
+        parts = [self._within(steps, start) for start in starts]
+        return parts[0] if len(parts) == 1 else join(parts)
+
+    def _within(self, steps: range, start: int) -> Scored:
+        """Return those batches of the group that begins at step `start` that are of `steps`."""
+        if self._latest is None or self._latest[0] != start:
+            self._latest = start, self._draw(start)
+        wanted = slice(max(0, steps.start - start), steps.stop - start)
+        return self._latest[1].map(lambda x: x[wanted])
+
+    def _draw(self, start: int) -> Scored:
+        rng = stream(self._seed, self._split, start, self._device)
+        batch = self._task.sample(self._n_drawn * self._batch_size, rng, self._device)
         scored = list_scored(batch, self._task.max_scored)
-        return scored.map(lambda x: self._place.part(x.unflatten(0, (len(steps), self._batch_size)), 1))
+        return scored.map(lambda x: self._place.part(x.unflatten(0, (self._n_drawn, self._batch_size)), 1))
 
 
 class _Kept(Dataset[Scored]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +43,13 @@ class Scored(NamedTuple):
         """The same with every tensor changed."""
         positions = None if self.positions is None else change(self.positions)
         return Scored(change(self.inputs), positions, change(self.targets))
+
+
+def join(parts: Sequence[Scored]) -> Scored:
+    """Put parts of a block together again, along the first dimension."""
+    positions = [part.positions for part in parts if part.positions is not None]
+    inputs, targets = (torch.cat(found) for found in ([p.inputs for p in parts], [p.targets for p in parts]))
+    return Scored(inputs, torch.cat(positions) if positions else None, targets)
 
 
 def list_scored(batch: Batch, max_scored: int) -> Scored:

@@ -107,6 +107,16 @@ def test_a_curve_has_a_point_for_every_block_at_its_last_step(tmp_path: Path) ->
     assert all(float(p["train/grad_norm"]) > 0 for p in points if p["train/grad_norm"])
 
 
+def test_a_model_does_not_depend_on_how_often_it_is_validated(tmp_path: Path) -> None:
+    found = []
+    for every in (40, 20, 7, 1):
+        model, data = parts("backbone.dropout=0.1", n_steps=40, val_every=every)
+        trainer(data, tmp_path, n_steps=40).fit(model, datamodule=data)
+        found.append(parameters(model))
+    for other in found[1:]:
+        assert all(torch.equal(other[name], p) for name, p in found[0].items())
+
+
 def test_early_stopping_ends_at_a_validation(tmp_path: Path) -> None:
     model, data = parts(n_steps=100, val_every=20)
     stop = EarlyStopping("val/token_accuracy", patience=1, min_delta=2.0)  # more than can be gained
@@ -173,7 +183,7 @@ def test_checkpoints_are_named_by_steps(tmp_path: Path) -> None:
     assert len(saved) <= 4  # and at validations
 
 
-def test_a_block_is_drawn_in_one_call_from_the_stream_of_its_first_step() -> None:
+def test_a_block_holds_the_batches_of_its_steps() -> None:
     _, data = parts()
     task = build(cell_of(compose(SMALL)), "task")
     blocks = Blocks(task, "train", data.blocks, seed=0, batch_size=4, device=CPU)
@@ -182,6 +192,46 @@ def test_a_block_is_drawn_in_one_call_from_the_stream_of_its_first_step() -> Non
     assert blocks[1].positions.shape == blocks[1].targets.shape == (10, 4, 2)
     assert torch.equal(blocks[1].inputs, blocks[1].inputs)
     assert not torch.equal(blocks[0].inputs, blocks[1].inputs)
+
+
+def batches(blocks: list[range], batch_size: int = 4) -> Tensor:
+    """The inputs of every step: (steps, batch, seq_len)."""
+    task = build(cell_of(compose(SMALL)), "task")
+    data = Blocks(task, "train", blocks, seed=0, batch_size=batch_size, device=CPU)
+    return torch.cat([data[i].inputs for i in range(len(blocks))])
+
+
+@pytest.mark.parametrize("every", [1, 5, 7, 10, 13, 20, 40, 1000])
+def test_the_examples_of_a_step_do_not_depend_on_when_validation_is_due(every: int) -> None:
+    want = batches([range(40)])
+    assert torch.equal(batches(cut(40, every, 64, CPU)), want)
+    assert len(want.flatten(1).unique(dim=0)) == 40, "each step has its own"
+
+
+def test_the_examples_of_a_step_do_not_depend_on_the_device_or_on_how_many_follow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    want = batches([range(40)])
+    assert torch.equal(batches(cut(40, 20, 64, torch.device("cuda"))), want)
+    assert torch.equal(batches(cut(13, 20, 64, CPU)), want[:13])
+    monkeypatch.setattr("arch_bench.data.MAX_BLOCK", {"cpu": (3, 2**16)})
+    assert torch.equal(batches(cut(40, 20, 64, CPU)), want)
+
+
+def test_blocks_may_be_asked_for_in_any_order() -> None:
+    blocks = cut(40, 7, 64, CPU)
+    task = build(cell_of(compose(SMALL)), "task")
+    data = Blocks(task, "train", blocks, seed=0, batch_size=4, device=CPU)
+    backwards = [data[i].inputs for i in reversed(range(len(blocks)))]
+    assert torch.equal(torch.cat(backwards[::-1]), batches([range(40)]))
+
+
+def test_a_group_of_batches_that_several_blocks_share_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    real = Blocks._draw
+    monkeypatch.setattr(Blocks, "_draw", lambda self, start: drawn.append(start) or real(self, start))  # type: ignore[func-returns-value]
+    batches(cut(40, 1, 64, CPU))
+    assert drawn == [0, 10, 20, 30]
 
 
 def test_validation_is_drawn_once_if_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
