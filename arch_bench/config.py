@@ -108,7 +108,7 @@ class Cell(_Record):
     seq_len: Count
     d_model: Count
     n_layers: Count
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "fp32", "tf32", "bf16"]
     kernel: str

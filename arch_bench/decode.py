@@ -23,6 +23,7 @@ from arch_bench.mixers.base import Mixer, State, count_bytes, tensors
 from arch_bench.objects import build
 from arch_bench.precision import autocast, pick_precision
 from arch_bench.results import Metrics, Outcome
+from arch_bench.seed import narrow
 
 N_PREFILLS = 5
 """Timed prompts; each writes a fresh state."""
@@ -44,7 +45,7 @@ def measure(cell: Cell, context_len: int) -> Outcome:
     memory = PeakMemory(device, is_fresh=cell.isolate)
     watch = Stopwatch(device)
     precision = pick_precision(cell.precision, device)
-    torch.manual_seed(cell.seed)
+    torch.manual_seed(narrow(cell.seed))
     vocab_size = build(cell, "task").vocab_size
     total = context_len + cell.decode.n_tokens
     checked = gate.check_decode(cell, precision, vocab_size, device)

@@ -17,6 +17,7 @@ from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import autocast, pick_precision
 from arch_bench.results import Metrics, Outcome
+from arch_bench.seed import narrow
 
 SIZES = {"vocab_size": 16}
 """Of the model around the mixer, which is not timed."""
@@ -73,7 +74,7 @@ class Contest(NamedTuple):
 
 
 def _contest(cell: Cell, seq_len: int, name: str, device: torch.device) -> Contest:
-    torch.manual_seed(cell.seed)
+    torch.manual_seed(narrow(cell.seed))
     auto = _backbone(cell, "auto", seq_len).mixer
     bare = auto.bare()
     layer: Callable[[Tensor], Tensor]

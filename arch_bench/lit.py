@@ -97,7 +97,6 @@ class LitSequence(L.LightningModule):
         self._step.resume(self.global_step)
         if self._rng is not None:  # only now: loaders and checks before the first step have drawn from it
             _set_random_state(self._rng, self._step.device)
-            self._step.team.part_noise(self.global_step)
             self._rng = None
 
     def catch_up(self) -> None:
@@ -111,10 +110,10 @@ class LitSequence(L.LightningModule):
         self._step.release()  # Lightning moves everything to the CPU when a fit is over
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["random_state"] = _random_state(self._step.device)
+        checkpoint["random_states"] = self._step.team.gather(_random_state(self._step.device))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._rng = checkpoint["random_state"]
+        self._rng = checkpoint["random_states"][self._step.team.rank]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self._step.optimizer

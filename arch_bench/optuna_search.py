@@ -17,6 +17,7 @@ from arch_bench.config import Cell, ConfigError, Trial, recomposed
 from arch_bench.protocol import VALIDATION, Answers, Round, Rounds, parted, unscored_seeds
 from arch_bench.results import Row
 from arch_bench.run import RETRIED
+from arch_bench.seed import narrow
 from arch_bench.space import Choice, Range, Space, Values, parsed, shown
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ class _Search:
         given, n = self._given(), len(self._values)
         if n < len(given) and all(given[n][dial] in of for dial, of in self._options.space.items()):
             self._study.enqueue_trial(given[n])
-        self._study.sampler = _sampler(self._options, 1000 * self._seed + n)
+        self._study.sampler = _sampler(self._options, narrow(1000 * self._seed + n))
         trial = self._study.ask({dial: _distribution(of) for dial, of in self._options.space.items()})
         self._values[trial.number] = self._rounded(trial.params)
         return trial.number

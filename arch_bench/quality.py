@@ -24,6 +24,7 @@ from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import autocast, pick_precision
 from arch_bench.pruning import Pruning
 from arch_bench.results import Curve, Metrics, Outcome
+from arch_bench.seed import narrow
 from arch_bench.team import SOLO, Team
 from arch_bench.train_step import TrainStep, pick_step
 from arch_bench.trainer import make_trainer
@@ -126,7 +127,7 @@ def _train(cell: Cell, logger: Logger | None, team: Team) -> _Trained:
 
 
 def _step(cell: Cell, task: Task, device: torch.device, team: Team) -> TrainStep:
-    torch.manual_seed(cell.seed)
+    torch.manual_seed(narrow(cell.seed))
     precision = pick_precision(cell.precision, device)
     with device, autocast(precision, device):
         backbone = build(cell, "backbone", vocab_size=task.vocab_size)

@@ -17,6 +17,7 @@ from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.precision import autocast, pick_precision
 from arch_bench.results import Metrics, Outcome
+from arch_bench.seed import narrow
 from arch_bench.team import SOLO, Team
 from arch_bench.train_step import TrainStep, list_scored, pick_step
 from tasks.base import IGNORE, Task, stream
@@ -136,7 +137,7 @@ class TrainingStep:
             task.sample(1, stream(cell.seed, "train", 0, device), device)
         except ValueError as error:
             raise Unsupported(str(error)) from error
-        torch.manual_seed(cell.seed)
+        torch.manual_seed(narrow(cell.seed))
         self.precision = precision = pick_precision(cell.precision, device)
         with device, autocast(precision, device):
             self.backbone = build(cell, "backbone", vocab_size=task.vocab_size, max_len=seq_len)

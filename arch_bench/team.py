@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,8 +20,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from arch_bench.ops.kernel import Unsupported
+from arch_bench.seed import narrow
 from tasks.base import IGNORE
 
+T = TypeVar("T")
 BUCKET = 2**25
 """Numbers of a message of gradients, at most: 128 MiB, far beyond where a link reaches its rate."""
 
@@ -75,8 +77,8 @@ class Team:
     def share(self, model: nn.Module) -> None:
         """Make one model of those of all ranks, before an optimiser is made for it."""
 
-    def part_noise(self, n_steps: int) -> None:
-        """After `n_steps` steps, with the random state of the first rank: give each its own.
+    def part_noise(self) -> None:
+        """Give each rank a random state of its own, where all have that of the first.
 
         Dropout must not leave out the same units in every part of a batch.
         """
@@ -129,7 +131,11 @@ class Team:
 
     def together(self, name: str) -> str:
         """What every rank says, each name once: as a row calls the kernels of a model that has several."""
-        return name
+        return "+".join(dict.fromkeys(self.gather(name)))
+
+    def gather(self, value: T) -> list[T]:
+        """Return the value of every rank, by rank."""
+        return [value]
 
     def whole(self, model: nn.Module) -> AbstractContextManager[object]:
         """Within it, parameters can be used outside of `model.forward`."""
@@ -153,11 +159,11 @@ class Replicas(Team):
     def share(self, model: nn.Module) -> None:
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor.detach(), src=0)
-        self.part_noise(0)
+        self.part_noise()
 
-    def part_noise(self, n_steps: int) -> None:
+    def part_noise(self) -> None:
         if self.rank:
-            torch.manual_seed((torch.initial_seed() ^ (self.rank << 40)) + n_steps)
+            torch.manual_seed(narrow(torch.initial_seed(), self.rank))
 
     def pool(self, loss: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         n_scored = (targets != IGNORE).sum()
@@ -194,10 +200,10 @@ class Replicas(Team):
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self._control)
         return found.item()
 
-    def together(self, name: str) -> str:
-        names = [""] * self.size
-        dist.all_gather_object(names, name, group=self._control)
-        return "+".join(dict.fromkeys(names))
+    def gather(self, value: T) -> list[T]:
+        values = [value] * self.size
+        dist.all_gather_object(values, value, group=self._control)
+        return values
 
 
 class Shards(Replicas):

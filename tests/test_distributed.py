@@ -22,6 +22,7 @@ from arch_bench.results import Row
 from arch_bench.shape import Shape
 from arch_bench.team import Place, Team
 from arch_bench.train_step import TrainStep, list_scored, pick_step
+from arch_bench.trainer import make_trainer
 from tasks.base import IGNORE, stream
 
 CPU = torch.device("cpu")
@@ -194,7 +195,7 @@ class Save(Callback):
 
 def resumed(place: Place, strategy: str, path: str) -> tuple[Trained, Trained]:
     """A training at once, and one that goes on from its checkpoint."""
-    one = cell(Path(path).parent, strategy, *RECALL)
+    one = cell(Path(path).parent, strategy, *RECALL, "backbone.dropout=0.2")
     with joined(place, strategy, CPU) as team:
         whole = fit(one, team, [Save(path)], None)
         return fit(one, team, [], path), whole
@@ -206,11 +207,12 @@ def fit(one: Cell, team: Team, callbacks: list[Callback], path: str | None) -> T
     step = TrainStep(model, one.optim, max_steps=8, kind="eager", precision="fp32", loss_kernel="full", team=team)
     lit = LitSequence(step, precision="fp32", trained_len=16, bytes_per_token=None, tolerance=None)
     data = quality._data(one, task, CPU, team)
-    ways = quality._ways(team, CPU) | {"val_check_interval": data.val_check_interval}
-    quality.make_trainer(one, CPU, callbacks, None, **ways).fit(lit, datamodule=data, ckpt_path=path)
+    steps = {"max_steps": one.trainer.max_steps, "val_check_interval": data.val_check_interval}
+    make_trainer(team, CPU, callbacks, None, **steps).fit(lit, datamodule=data, ckpt_path=path)
+    noise = team.gather(torch.rand(1).item())
     with team.whole(model):
         parameters = {name: p.detach().clone().numpy() for name, p in model.named_parameters()}
-    return Trained(parameters, [], step.kind, [])
+    return Trained(parameters, [noise], step.kind, [])
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -222,6 +224,8 @@ def test_a_checkpoint_of_several_is_whole_and_goes_on(strategy: str, tmp_path: P
         )
     for name, parameter in expected.parameters.items():
         np.testing.assert_allclose(found.parameters[name], parameter, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert found.curve == expected.curve, "every rank goes on with the noise that it had"
+    assert len(set(found.curve[0])) == 2, "which is its own: dropout leaves out other units of other rows"
     saved = torch.load(path, weights_only=True)["state_dict"]
     for name, parameter in expected.parameters.items():
         assert saved[f"backbone.{name}"].shape == parameter.shape

@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backbone": {"block", "norm", "positions", "mixers.base"},
     "encoder_decoder": {"backbone", "block", "positions", "mixers.base"},
     "precision": {"config"},
-    "team": {"ops", "tasks.base"},
+    "seed": set(),
+    "team": {"ops", "seed", "tasks.base"},
     "distributed": {"isolate", "measure", "team"},
     "optimizer": {"config"},
     "graph": set(),
@@ -53,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "precision",
         "pruning",
         "results",
+        "seed",
         "team",
         "train_step",
         "trainer",
@@ -66,10 +68,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gate": {"backbone", "config", "objects", "ops", "precision", "results"},
     "speed": {
         *("backbone", "ceiling", "config", "objects", "energy", "gate", "measure", "ops", "precision", "results"),
-        *("team", "train_step", "tasks.base"),
+        *("seed", "team", "train_step", "tasks.base"),
     },
     "decoder": {"backbone", "graph", "mixers.base"},
-    "kernels": {"backbone", "config", "objects", "gate", "graph", "measure", "ops", "precision", "results"},
+    "kernels": {"backbone", "config", "objects", "gate", "graph", "measure", "ops", "precision", "results", "seed"},
     "decode": {
         *(
             "backbone",
@@ -85,6 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "precision",
         ),
         "results",
+        "seed",
     },
     "console": set(),
     "isolate": {"console", "environment"},
@@ -106,7 +109,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "space": set(),
     "journal": {"config"},
     "pruning": {"config", "guard", "journal", "team"},
-    "optuna_search": {"claim", "config", "journal", "protocol", "results", "run", "space"},
+    "optuna_search": {"claim", "config", "journal", "protocol", "results", "run", "seed", "space"},
     "plan": {"complaint", "config", "objects", "ops", "results", "run", "tasks.base"},
     "launchers": {
         *("claim", "complaint", "config", "isolate", "launchers", "measure", "mps", "results", "row_line", "run"),
