@@ -15,7 +15,8 @@ from arch_bench.config import Cell, ConfigError, with_kernel
 from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
 
-TOLERANCE = 0.05
+GOOD = 0.05
+"""So near to the budget a width that kernels like is taken; further away the nearest of all, within match.tolerance."""
 NARROWEST, WIDEST = 1_024, 16_384
 """Some width up to the first must be possible, none beyond the second is tried."""
 NEAR = 32
@@ -28,7 +29,7 @@ def matched(cell: Cell) -> tuple[Cell, int | None]:
     """The cell at the width whose parameters come closest to `match.params`, and how many those are.
 
     As it is where it has exactly those; as it is, and None, without a budget. Raises ConfigError when no width is
-    within TOLERANCE.
+    within `match.tolerance`.
     """
     if cell.match.params is None:
         return cell, None
@@ -45,18 +46,19 @@ _WIDTHS: dict[str, tuple[int, int]] = {}
 
 
 def _width(cell: Cell, budget: int) -> tuple[int, int]:
-    counter = _Counter(cell)
+    counter, tolerance = _Counter(cell), cell.match.tolerance
     try:
-        if counter._count(cell.d_model) == budget:  # that of the one which the others are matched to
+        if counter.count(cell.d_model) == budget:  # that of the one which the others are matched to
             return cell.d_model, budget
         for unit in UNITS:
             width, n_params = counter.closest(budget, unit)
-            if abs(n_params / budget - 1) <= TOLERANCE:
+            if abs(n_params / budget - 1) <= (min(GOOD, tolerance) if unit > 1 else tolerance):
                 return width, n_params
     except Unsupported as error:
         raise ConfigError(f"match.params={budget}: {error}") from None
     raise ConfigError(
-        f"match.params={budget}: {cell.backbone_name} comes no closer than {n_params:,} parameters, at d_model={width}"
+        f"match.params={budget}: {cell.backbone_name} comes no closer than {n_params:,} parameters, "
+        f"at d_model={width}; change it, or raise match.tolerance={tolerance:g}"
     )
 
 
@@ -69,6 +71,15 @@ def n_params(cell: Cell) -> int:
             return int(build(cell, "backbone", vocab_size=vocab_size).n_params())
     except Unsupported as error:
         raise ConfigError(f"backbone={cell.backbone_name}: {error}") from None
+
+
+def rigidity(cell: Cell) -> tuple[int, int]:
+    """How far the next greater width is that a backbone takes, and its parameters as it is. Raises ConfigError."""
+    counter = _Counter(cell)
+    n_params, widths = counter.count(cell.d_model), range(1, NEAR + 1)
+    if isinstance(n_params, ConfigError):
+        raise n_params
+    return next((by for by in widths if isinstance(counter.count(cell.d_model + by), int)), NEAR + 1), n_params
 
 
 def with_width(cell: Cell, d_model: int) -> Cell:
@@ -88,7 +99,7 @@ class _Counter:
         """The width among multiples of `unit`, and its parameters. Raises ConfigError where none is taken."""
         widths = range(unit, WIDEST + 1, unit)
         above = bisect_left(widths, True, key=lambda width: self._next(width, unit)[1] >= budget)
-        below = ((width, n) for width in reversed(widths[:above]) if isinstance(n := self._count(width), int))
+        below = ((width, n) for width in reversed(widths[:above]) if isinstance(n := self.count(width), int))
         nearby = [*(self._next(width, unit) for width in widths[above : above + 1]), *islice(below, 1)]
         width, n_params = min(nearby, key=lambda found: abs(found[1] - budget))
         return width, int(n_params)
@@ -101,7 +112,7 @@ class _Counter:
         near = range(width, min(width + NEAR * unit, WIDEST + 1), unit)
         step = lcm(unit, self._least)
         far = range(-(-near.stop // step) * step, WIDEST + 1, step)
-        taken = ((each, n) for each in chain(near, far) if isinstance(n := self._count(each), int))
+        taken = ((each, n) for each in chain(near, far) if isinstance(n := self.count(each), int))
         return next(taken, (WIDEST, inf))
 
     @cached_property
@@ -109,7 +120,7 @@ class _Counter:
         """The least width that is taken: heads that divide it divide its multiples. Raises ConfigError if none is."""
         told: Counter[str] = Counter()
         for width in range(1, NARROWEST + 1):
-            found = self._count(width)
+            found = self.count(width)
             if isinstance(found, int):
                 return width
             told[str(found)] += 1
@@ -117,7 +128,7 @@ class _Counter:
                 raise found  # it is not the width that is refused
         raise ConfigError(f"d_model from 1 to {NARROWEST} is refused: {found}")
 
-    def _count(self, width: int) -> int | ConfigError:
+    def count(self, width: int) -> int | ConfigError:
         """Parameters, or why it cannot be."""
         if width not in self._known:
             try:

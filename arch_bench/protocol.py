@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection, Generator, Iterable, Iterator
+from contextlib import suppress
 from itertools import count, islice, zip_longest
 from statistics import fmean
 from typing import NamedTuple
@@ -224,26 +225,35 @@ def parted(cells: list[Cell], match: bool) -> tuple[list[Cell], list[Cell]]:
 
 
 def matched(cells: list[Cell]) -> list[Cell]:
-    """With the parameters of the first backbone among those that share task, length and given size.
+    """With one budget of parameters for all that share task, length and given size, in whatever order they come.
 
-    One whose parameters cannot be counted is left as it is, and tells why when it is its turn. So is one that times
-    kernels only: a layer alone is compared at one width.
+    It is that of the backbone whose widths lie furthest apart, which can meet another one worst; of several such, of
+    the largest. Where none can be counted, cells are left as they are, and tell why when it is their turn. So is one
+    that times kernels only: a layer alone is compared at one width.
     """
-    from arch_bench.match import n_params
-
-    budgets: dict[str, int] = {}
-    found = []
+    rivals: dict[str | None, list[Cell]] = {}
     for cell in cells:
-        if cell.match.params is not None or cell.phases == ["kernels"]:
-            found.append(cell)
-            continue
-        rivals = json.dumps([cell.task, cell.d_model, cell.n_layers], sort_keys=True)
-        if rivals not in budgets:
-            try:
-                budgets[rivals] = n_params(cell)
-            except Exception:  # a mistake, or a bug of a backbone: neither ends the sweep
-                found.append(cell)
-                continue
-        match = cell.match.model_copy(update={"params": budgets[rivals]})
-        found.append(cell.model_copy(update={"match": match}))
-    return found
+        rivals.setdefault(_arena(cell), []).append(cell)
+    budgets = {arena: _budget(of) for arena, of in rivals.items() if arena is not None}
+    return [cell if (arena := _arena(cell)) is None else _with_budget(cell, budgets[arena]) for cell in cells]
+
+
+def _arena(cell: Cell) -> str | None:
+    """What rivals have in common; None of a cell that has a budget already, or needs none."""
+    if cell.match.params is not None or cell.phases == ["kernels"]:
+        return None
+    return json.dumps([cell.task, cell.d_model, cell.n_layers], sort_keys=True)
+
+
+def _budget(cells: Iterable[Cell]) -> int | None:
+    from arch_bench.match import rigidity
+
+    found = []
+    for cell in {json.dumps(cell.backbone, sort_keys=True): cell for cell in cells}.values():
+        with suppress(Exception):  # a mistake, or a bug of a backbone: neither ends the sweep
+            found.append(rigidity(cell))
+    return max(found)[1] if found else None
+
+
+def _with_budget(cell: Cell, params: int | None) -> Cell:
+    return cell.model_copy(update={"match": cell.match.model_copy(update={"params": params})})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from models import BACKBONES, depth, on_cpu
 
-from arch_bench import match, protocol, run
+from arch_bench import match, protocol, results, run
 from arch_bench.config import Cell, ConfigError, cell_of, compose
 from arch_bench.objects import build
 
@@ -21,7 +21,7 @@ def test_every_backbone_meets_a_budget(name: str) -> None:
     budget = 1_000_000
     found, n_params = match.matched(cell(name, f"match.params={budget}", "task.vocab_size=256"))
     model = build(found, "backbone", vocab_size=256)
-    assert model.n_params() == n_params == pytest.approx(budget, rel=match.TOLERANCE)
+    assert model.n_params() == n_params == pytest.approx(budget, rel=match.GOOD)
     assert model.embedding.embedding_dim == found.d_model == found.backbone["d_model"]
     assert match.matched(found) == (found, n_params), "it is settled"
 
@@ -33,10 +33,10 @@ def test_without_a_budget_nothing_changes() -> None:
 
 @pytest.mark.parametrize("d_model", [50, 300])
 def test_whose_parameters_are_the_budget_keeps_its_width(d_model: int) -> None:
-    first, rival = protocol.matched([cell("lstm", f"d_model={d_model}"), cell("mamba", f"d_model={d_model}")])
-    assert first.match.params == match.n_params(first)
+    lstm, mamba = protocol.matched([cell("lstm", f"d_model={d_model}"), cell("mamba", f"d_model={d_model}")])
+    first, rival = (lstm, mamba) if lstm.match.params == match.n_params(lstm) else (mamba, lstm)
     assert match.matched(first) == (first, first.match.params)
-    assert match.matched(rival)[1] == pytest.approx(first.match.params, rel=match.TOLERANCE)
+    assert match.matched(rival)[1] == pytest.approx(first.match.params, rel=match.GOOD)
 
 
 def test_a_width_that_kernels_like_is_preferred() -> None:
@@ -54,20 +54,39 @@ def test_widths_that_are_taken_may_be_far_apart() -> None:
     budget = match.n_params(cell("transformer", "d_model=100", *fifty))
     found, n_params = match.matched(cell("transformer", f"match.params={budget}", *fifty))
     assert (found.d_model, n_params) == (100, budget)
-    with pytest.raises(ConfigError, match=rf"30000: transformer comes no closer than {budget:,} .*, at d_model=100$"):
+    with pytest.raises(ConfigError, match=rf"30000: transformer comes no closer than {budget:,} .*, at d_model=100; "):
         match.matched(cell("transformer", "match.params=30000", *fifty))
+
+
+def test_where_widths_are_coarse_the_nearest_is_taken_within_a_tolerance_that_can_be_set() -> None:
+    budget = 657_664  # of an LSTM of the same width
+    assert match.matched(cell("transformer", f"match.params={budget}"))[1] == 623_872
+    with pytest.raises(ConfigError, match=r"raise match.tolerance=0.05$"):
+        match.matched(cell("transformer", f"match.params={budget}", "match.tolerance=0.05"))
+    exact = match.matched(cell("lstm", "match.params=1000000", "match.tolerance=0.004"))[1]
+    assert exact == pytest.approx(1_000_000, rel=0.004)
+
+
+def test_the_key_of_published_rows_does_not_see_the_tolerance_but_another_one() -> None:
+    usual, other = cell("lstm"), cell("lstm", "match.tolerance=0.2")
+    config = usual.model_dump()
+    before = config | {"match": {"params": None}}
+    assert results.cell_key(config) == results.cell_key(before) != results.cell_key(other.model_dump())
 
 
 def test_a_small_budget_takes_any_width() -> None:
     found, n_params = match.matched(cell("lstm", "match.params=6000", "task.vocab_size=256"))
-    assert n_params == pytest.approx(6000, rel=match.TOLERANCE)
+    assert n_params == pytest.approx(6000, rel=match.GOOD)
     assert found.d_model % 8
 
 
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        (["match.params=100"], r"match.params=100: lstm comes no closer than [\d,]+ parameters, at d_model=1$"),
+        (
+            ["match.params=100"],
+            r"match.params=100: lstm comes no closer than [\d,]+ parameters, at d_model=1; ",
+        ),
         (["match.params=0"], "match.params=0: input should be greater than or equal to 1"),
     ],
 )

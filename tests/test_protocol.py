@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cells import cell, row
 
+from arch_bench import match
 from arch_bench.config import Cell, ConfigError, compose, sweeping_of
 from arch_bench.match import n_params
 from arch_bench.objects import made
-from arch_bench.protocol import Answers, Fair, Grid, Quick, Round
+from arch_bench.protocol import Answers, Fair, Grid, Quick, Round, matched
 from arch_bench.results import Row
 
 HERE = Path("unused")
@@ -259,7 +261,7 @@ def test_what_is_timed_has_the_widths_of_what_is_scored_also_in_a_sweep_of_its_o
     assert budgets("kernels") == {(name, None) for name in names}, "a layer alone"
 
 
-def test_the_first_that_trains_sets_the_parameters_of_those_that_do_not() -> None:
+def test_what_trains_and_what_does_not_have_the_same_parameters() -> None:
     timed, trained = cell(HERE, "backbone=lstm", lr=BASE, phases=["speed"]), cell(HERE, lr=BASE)
     rounds = played(fair(match=True), [timed, trained], bowl(BASE))
     assert {one.match.params for round_ in rounds for one in round_.cells} == {n_params(trained)}
@@ -281,7 +283,16 @@ def test_no_rate_is_chosen_while_one_may_still_have_a_result(
     assert capsys.readouterr().err == "lstm on mqar, seq_len 16: no rate is chosen while one has no result\n"
 
 
-def test_all_have_the_parameters_of_the_first() -> None:
+def test_the_parameters_do_not_depend_on_the_order() -> None:
+    names = "transformer", "local_attention", "lstm", "mamba"
+    given = [cell(HERE, f"backbone={name}", "d_model=64", lr=BASE) for name in names]
+    found = [matched([*order]) for order in permutations(given)]
+    assert {one.match.params for order in found for one in order} == {n_params(given[0])}, "which has the fewest widths"
+    widths = {one.backbone_name: match.matched(one)[1] for one in found[0]}
+    assert widths == pytest.approx(dict.fromkeys(names, n_params(given[0])), rel=match.GOOD)
+
+
+def test_all_have_the_same_parameters() -> None:
     first, rival = cell(HERE, lr=BASE), cell(HERE, "backbone=lstm", lr=BASE)
     own = cell(HERE, lr=BASE, match=first.match.model_copy(update={"params": 4300}))
     rounds = played(fair(match=True), [first, rival, own], bowl(BASE))
