@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +11,12 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+
+class ConfigError(ValueError):
+    """The user's mistake, in one line that names the key, the value and what is allowed."""
+
 
 _INTERNAL = {"hydra", "backbone_name", "task_name"}
 
@@ -69,10 +76,15 @@ def _way_to_write(override: str) -> str:
         return f"brackets that do not match; for the shell, the whole goes into quotes: {shlex.quote(f'{key}=[a,b]')}"
     if value.startswith("~/"):
         value = str(Path(value).expanduser())  # quotes keep the shell from doing it
-    quoted = f"{key}=" + '"' + value.replace('"', '\\"') + '"'
-    if is_set and _read(quoted) == value:
-        return f"a value with ~ = ( ) and the like needs quotes inside quotes: {shlex.quote(quoted)}"
+    advice = f"{key}={quoted(value)}"
+    if is_set and _read(advice) == value:
+        return f"a value with ~ = ( ) and the like needs quotes inside quotes: {shlex.quote(advice)}"
     return "cannot be read; write KEY=VALUE, as seed=1"
+
+
+def quoted(text: str) -> str:
+    """A text as an override holds it, whatever it has of Hydra's signs."""
+    return '"' + re.sub(r'(\\*)("|$)', lambda met: met[1] * 2 + ('\\"' if met[2] else ""), text) + '"'
 
 
 def _read(override: str) -> object:
@@ -90,3 +102,17 @@ def _flat(text: str) -> str:
 def _guess(typed: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(typed, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def first_complaint(error: ValidationError, path: str = "") -> str:
+    """`key=value: what is allowed`, from pydantic's first finding. path: of the one argument that was checked."""
+    found = error.errors(include_url=False)
+    key, value = _key(found[0]["loc"], path), "" if found[0]["type"] == "missing" else f"={found[0]['input']}"
+    said = [each["msg"].removeprefix("Input should be ") for each in found if _key(each["loc"], path) == key]
+    message = " or ".join([found[0]["msg"], *said[1:]])
+    return f"{key}{value}: {message[0].lower()}{message[1:]}"
+
+
+def _key(parts: tuple[int | str, ...], path: str) -> str:
+    """Within an argument, numbers are places in a list, and words are pydantic's for each type that it may have."""
+    return ".".join([path, *(str(part) for part in parts if isinstance(part, int))] if path else map(str, parts))

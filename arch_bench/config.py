@@ -17,24 +17,23 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from arch_bench import usage
+from arch_bench.complaint import ConfigError, first_complaint, quoted
+from arch_bench.values import check_values
 
 _HERE = Path(__file__).resolve().parent
 CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())
 """In a wheel the YAML lies inside the package, in a clone beside it."""
 usage.register(CONF)
-HYDRA: dict[str, Any] = {} if hasattr(hydra.utils, "execution_whitelist") else {"version_base": "1.3"}
-"""Hydra 1.3 warns when it is not told its version, Hydra 1.4 when it is."""
-
-
-class ConfigError(ValueError):
-    """The user's mistake, in one line that names the key, the value and what is allowed."""
+HYDRA = {"version_base": "1.3"}
+"""Hydra warns when it is not told its version."""
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+"""Below what the sizes of kernels are counted in."""
 Lengths = Annotated[list[Count], Field(min_length=1)]
 Node = dict[str, Any]
 """A `_target_` and its arguments."""
@@ -69,6 +68,7 @@ class Logger(_Record):
 
 class Match(_Record):
     params: Count | None
+    tolerance: Annotated[float, Field(ge=0, lt=1)]
 
 
 class Speed(_Record):
@@ -107,7 +107,8 @@ class Cell(_Record):
     task_name: str
     seq_len: Count
     d_model: Count
-    n_layers: Count
+    n_layers: Annotated[int, Field(ge=1, le=1_000)]
+    """At most: building more would take minutes, before anything can say what is wrong."""
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "fp32", "tf32", "bf16"]
@@ -148,7 +149,7 @@ class Sweeping(_Record):
 def cell_of(cfg: DictConfig) -> Cell:
     """Resolve and check a composed config. Raises ConfigError for the first value that is not allowed."""
     values = {key: value for key, value in _values(cfg).items() if key not in Sweeping.model_fields}
-    cell = _checked(Cell, values | {"overrides": _overrides()})
+    cell = _checked(Cell, values | {"overrides": _overrides(), "results_dir": _home(values.get("results_dir"))})
     _check_name(cell.name)
     for (group, key), dial in _FOLLOWERS.items():
         value, leading = getattr(cell, group).get(key), getattr(cell, dial)
@@ -176,6 +177,14 @@ def _check_name(name: str) -> None:
         )
 
 
+def _home(folder: Any) -> Any:
+    """A folder with its `~` expanded; what is no text is left to be refused. Raises ConfigError."""
+    try:
+        return str(Path(folder).expanduser()) if isinstance(folder, str) and folder.startswith("~") else folder
+    except RuntimeError as error:
+        raise ConfigError(f"results_dir={folder}: {error}; write the folder out") from None
+
+
 def recomposed(cell: Cell, changes: Mapping[str, Any]) -> Cell:
     """The same cell with other values of some dials, and with all that follows from them.
 
@@ -186,13 +195,17 @@ def recomposed(cell: Cell, changes: Mapping[str, Any]) -> Cell:
 
 
 def _overrides() -> list[str]:
-    """Those of the config that Hydra composed last, and the user's folder of configs."""
+    """Those of the config that Hydra composed last, and the user's folders of configs."""
     if not HydraConfig.initialized():
         return []
     made = HydraConfig.get()
-    folders = [source.path for source in made.runtime.config_sources if source.provider == "command-line"]
-    searchpath = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else []
-    return [*searchpath, *made.overrides.task]
+    sources = [source for source in made.runtime.config_sources if source.provider in _USERS]
+    folders = ",".join(quoted(f"{source.schema}://{source.path}") for source in sources)
+    return [*([f"hydra.searchpath=[{folders}]"] if folders else []), *made.overrides.task]
+
+
+_USERS = ("command-line", "hydra.searchpath in command-line")
+"""What Hydra calls the folders of `-cd` and of `hydra.searchpath=`."""
 
 
 def sweeping_of(cfg: DictConfig) -> Sweeping:
@@ -202,6 +215,7 @@ def sweeping_of(cfg: DictConfig) -> Sweeping:
 
 def _values(cfg: DictConfig) -> dict[str, Any]:
     values: Any = OmegaConf.to_container(_with_pattern(cfg), resolve=True, throw_on_missing=True)
+    check_values(values)
     return dict(values)
 
 
@@ -283,17 +297,3 @@ def with_kernel(cell: Cell, kernel: str) -> Cell:
         return {key: kernel if key == "kernel" else change(value) for key, value in node.items()}
 
     return cell.model_copy(update={"kernel": kernel, "backbone": change(cell.backbone)})
-
-
-def first_complaint(error: ValidationError, path: str = "") -> str:
-    """`key=value: what is allowed`, from pydantic's first finding. path: of the one argument that was checked."""
-    found = error.errors(include_url=False)
-    key, value = _key(found[0]["loc"], path), "" if found[0]["type"] == "missing" else f"={found[0]['input']}"
-    said = [each["msg"].removeprefix("Input should be ") for each in found if _key(each["loc"], path) == key]
-    message = " or ".join([found[0]["msg"], *said[1:]])
-    return f"{key}{value}: {message[0].lower()}{message[1:]}"
-
-
-def _key(parts: tuple[int | str, ...], path: str) -> str:
-    """Within an argument, numbers are places in a list, and words are pydantic's for each type that it may have."""
-    return ".".join([path, *(str(part) for part in parts if isinstance(part, int))] if path else map(str, parts))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -41,7 +43,8 @@ class Sweep:
         self.failures: dict[str, str] = {}
         """Cells of this command that crashed or ran out of time, with the reason."""
         self._is_sweep = False
-        self._cells: list[Cell] = []
+        self._cells: dict[str, Cell] = {}
+        """Each once, however often it was given: a rate may be written as 1e-3 and as 0.001."""
         self._sweeping: Sweeping | None = None
         self._asked: dict[str, Any] = {}
         """The same with the names of options, as its first cell has them."""
@@ -58,8 +61,9 @@ class Sweep:
     def add(self, cfg: DictConfig) -> None:
         """A composed cell."""
         try:
-            self._cells.append(cell_of(cfg))
-            self._agree(sweeping_of(cfg))
+            cell, sweeping = cell_of(cfg), sweeping_of(cfg)
+            self._cells.setdefault(_identity(cell), cell)
+            self._agree(sweeping)
         except ConfigError as error:
             self._mistaken(one_line(error))
 
@@ -91,7 +95,7 @@ class Sweep:
             print(f"arch-bench: {ignored}", file=sys.stderr)
         protocol = made("protocol", self._sweeping.protocol, "")
         launcher: Launcher = made("launcher", self._sweeping.launcher, "")
-        rounds = protocol.rounds(self._cells)
+        rounds = protocol.rounds([*self._cells.values()])
         round_ = next(rounds, None)
         while round_ is not None:
             plan = self._plan(round_)
@@ -140,7 +144,7 @@ class Sweep:
         return Job(cell, where + self._label(cell))
 
     def _label(self, cell: Cell) -> str:
-        has_rates = cell.phases == ["scan"] or len({each.optim.lr for each in self._cells}) > 1
+        has_rates = cell.phases == ["scan"] or len({each.optim.lr for each in self._cells.values()}) > 1
         tried = f", lr {cell.optim.lr:g}" if has_rates else ""
         if cell.trial is not None:
             tried = f", trial {cell.trial.number}: {shown(cell.trial.values)}"
@@ -210,6 +214,16 @@ def _asked(sweeping: Sweeping) -> dict[str, Any]:
     return {"dry_run": sweeping.dry_run} | names | dials
 
 
+def _identity(cell: Cell) -> str:
+    """All of a cell as a text in which equal numbers are alike."""
+    plain = json.loads(cell.model_dump_json(), parse_float=lambda text: _plain(float(text)))
+    return json.dumps(plain, sort_keys=True)
+
+
+def _plain(number: float) -> float | int:
+    return int(number) if number.is_integer() else number
+
+
 SWEEP = Sweep()
 
 
@@ -221,7 +235,7 @@ def _scratch() -> TemporaryDirectory[str]:
 
 def _written_to(results_dir: str, dry_run: object) -> str:
     """Where Hydra makes its folders: a dry run writes nothing below `results_dir`, which may be read-only."""
-    return _scratch().name if dry_run is True else results_dir
+    return _scratch().name if dry_run is True else os.path.expanduser(results_dir)  # noqa: PTH111 (which raises)
 
 
 OmegaConf.register_new_resolver("written_to", _written_to, replace=True)

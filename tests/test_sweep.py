@@ -379,3 +379,12 @@ def test_composing_many_is_announced_and_done_once(tmp_path: Path) -> None:
         f"composing {sweep.MANY + 1} cells",
         f"{sweep.MANY + 1} cells, 0 done, {sweep.MANY + 1} to run",
     ]
+
+
+def test_equal_cells_count_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = Sweep()
+    sweep.begin()
+    for same in ("optim.lr=1e-3", "optim.lr=0.001", "backbone.dropout=0", "seed=4"):
+        sweep.add(compose([*TINY, same, "dry_run=true", f"results_dir={tmp_path}"]))
+    sweep.run()
+    assert capsys.readouterr().out == "2 cells, 0 done, 2 to run\n"
