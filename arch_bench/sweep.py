@@ -91,7 +91,8 @@ class Sweep:
             return
         if self._conflict is not None:
             raise ConfigError(self._conflict)
-        if ignored := environment.notice(tracks=any(cell.logger.kind == "wandb" for cell in self._cells)):
+        tracks = any(cell.logger.kind == "wandb" for cell in self._cells.values())
+        if ignored := environment.notice(tracks=tracks):
             print(f"arch-bench: {ignored}", file=sys.stderr)
         protocol = made("protocol", self._sweeping.protocol, "")
         launcher: Launcher = made("launcher", self._sweeping.launcher, "")
