@@ -176,7 +176,11 @@ _PHASE_SETTINGS = frozenset({"speed", "decode"})
 _WHICH_LENGTHS = frozenset({"lengths", "search_max_len"})
 
 
-ADDED: dict[str, dict[str, Any]] = {"trainer": {"strategy": "single", "devices": 1}, "match": {"tolerance": 0.1}}
+ADDED: dict[str, dict[str, Any]] = {
+    "trainer": {"strategy": "single", "devices": 1},
+    "match": {"tolerance": 0.1},
+    "task": {"revision": None},
+}
 """Dials that came after rows were published, by group, with the values that leave everything as it was then: the key
 does not see those, and old rows keep theirs."""
 
@@ -187,8 +191,8 @@ def cell_key(config: dict[str, Any]) -> str:
     for group, neutral in ADDED.items():
         if group in kept:
             kept[group] = {k: v for k, v in kept[group].items() if k not in neutral or v != neutral[k]}
-    if "cache_dir" in kept["task"]:  # where a corpus is kept changes nothing that is measured
-        kept["task"] = kept["task"] | {"cache_dir": None}
+    if "cache_dir" in kept["task"]:  # where a corpus is kept changes nothing that is measured, nor that it is checked
+        kept["task"] = {k: v for k, v in kept["task"].items() if k != "sha256"} | {"cache_dir": None}
     return digest(kept)
 
 

@@ -12,21 +12,20 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, get_args
+from typing import NotRequired, TypedDict, Unpack, get_args
 
 import numpy as np
 
 from tasks import documents
 from tasks.base import Split
+from tasks.cache import kept
+from tasks.packs import Document
+from tasks.pages import PagedBytes, PageWriter
+from tasks.source import SPLIT_SHARES, Source
 from tasks.windows import Windowed
 
-LAYOUT = 2
+LAYOUT = 3
 """Part of the cache key: raise it when the files of a corpus change their meaning."""
-
-PAGE_BYTES = 1 << 20
-"""One row of the Arrow file."""
-CHUNK_BYTES = 64 * PAGE_BYTES
-"""One record batch: contiguous in memory."""
 
 
 class Facts(TypedDict):
@@ -40,6 +39,8 @@ class Facts(TypedDict):
     """The first byte of each split and the one after its last."""
     counts: dict[Split, list[int]]
     """How often each of the 256 byte values occurs."""
+    source: dict[str, str]
+    """What rows must say of the source besides its path: the commit of a data set of the hub."""
 
 
 class Knobs(TypedDict):
@@ -50,45 +51,55 @@ class Knobs(TypedDict):
     config_name: str | None
     text_column: str
     max_bytes: int | None
+    revision: NotRequired[str | None]
+    sha256: NotRequired[str | None]
     cache_dir: str | None
 
 
 class Corpus(Windowed):
     """The bytes that `task.path` names. A byte is a token.
 
-    The first use builds it under `cache_dir`, keyed by what the documents are (`Source.fingerprint`), so that an edit
-    is noticed; later uses map it. Nothing is read before that. The documents of a split follow each other, with a
-    newline between them where the former ends without one (so that rows that are lines stay lines). However large, it
-    is never held in memory whole.
+    The first use builds it under `cache_dir`, keyed by what the documents are (`Source.fingerprint`: of files, their
+    content), so that an edit is noticed; later uses map it, once its checksums are found right (`tasks.cache`). Nothing
+    is read before that. The documents of a split follow each other, with a newline between them where the former ends
+    without one (so that rows that are lines stay lines). However large, it is never held in memory whole.
 
     Raises (at first use):
-        ValueError: the documents cannot be had, in one line.
+        ValueError: the documents cannot be had, or are not those of `sha256`, in one line.
     """
 
     unit = "bytes"
     vocab_size = 256
-    bytes_per_token = 1.0
     token_bytes = 1
 
     def __init__(self, **knobs: Unpack[Knobs]) -> None:
         super().__init__()
         self.path = knobs["path"]
         self.cache_dir = knobs["cache_dir"]
+        self.sha256 = knobs.get("sha256")
         self.knobs = knobs
 
     @cached_property
     def folder(self) -> Path:
-        """Where the corpus is kept; built if it is not there yet."""
+        """Where the corpus is kept; built if it is not there yet, or damaged."""
         with self.complaints():
-            knobs = self.knobs
-            source = documents.find(
-                knobs["path"], knobs["glob"], knobs["config_name"], knobs["text_column"], knobs["max_bytes"]
-            )
+            source = self._source()
             key = hashlib.sha256(f"{LAYOUT}\0{source.fingerprint()}".encode()).hexdigest()[:16]
             folder = _cache(self.cache_dir) / f"{re.sub(r'[^A-Za-z0-9]+', '-', Path(self.path).name)[:100]}-{key}"
-            if not folder.exists():
-                _build(source, folder, self.path)
+            kept(folder, lambda built: _build(source, built, self.path, self.sha256))
+            found = json.loads((folder / "facts.json").read_text())["sha256"]
+            _check_sha256(self.path, self.sha256, found)
         return folder
+
+    def _source(self) -> Source:
+        knobs = self.knobs
+        if self.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", self.sha256):
+            raise ValueError(f"task.sha256={self.sha256} is no SHA-256: needs 64 hexadecimal digits")
+        return documents.find(
+            *(knobs["path"], knobs["glob"], knobs["config_name"], knobs["text_column"], knobs["max_bytes"]),
+            revision=knobs.get("revision"),
+            sha256=self.sha256,
+        )
 
     @contextmanager
     def complaints(self) -> Iterator[None]:
@@ -100,7 +111,8 @@ class Corpus(Windowed):
 
     @cached_property
     def facts(self) -> Facts:
-        facts: Facts = json.loads((self.folder / "facts.json").read_text())
+        with self.complaints():
+            facts: Facts = json.loads((self.folder / "facts.json").read_text())
         return facts
 
     @property
@@ -111,9 +123,13 @@ class Corpus(Windowed):
     def counts(self) -> dict[Split, list[int]]:
         return self.facts["counts"]
 
+    def bytes_per_token_of(self, split: Split) -> float:
+        return 1.0
+
     @cached_property
     def _numbers(self) -> PagedBytes:
-        return PagedBytes(self.folder / "bytes.arrow")
+        with self.complaints():
+            return PagedBytes(self.folder / "bytes.arrow")
 
     def pieces(self, split: Split) -> Iterator[np.ndarray]:
         """The bytes of a split, in order, as views of the map."""
@@ -128,110 +144,49 @@ class Corpus(Windowed):
             "n_documents": self.facts["n_documents"],
             "n_bytes": self.facts["n_bytes"],
             "sha256": self.facts["sha256"],
+            **self.facts["source"],
         }
 
 
-class PagedBytes:
-    """Bytes in a memory-mapped Arrow file, as written by `_write`."""
-
-    def __init__(self, file: Path) -> None:
-        import pyarrow  # what `datasets` would map it with, without half a second to import that
-
-        column = pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))).read_all().column("bytes")
-        self.chunks: list[np.ndarray] = [_view(chunk.flatten()) for chunk in column.chunks]
-        """Views of the map, uint8, each CHUNK_BYTES long but the last."""
-
-    def pieces(self, start: int, end: int) -> Iterator[np.ndarray]:
-        """The bytes from `start` to `end` as views, one for each chunk that holds some of them."""
-        for i in range(start // CHUNK_BYTES, -(-end // CHUNK_BYTES)):
-            yield self.chunks[i][max(start - i * CHUNK_BYTES, 0) : end - i * CHUNK_BYTES]
-
-    def gather(self, positions: np.ndarray) -> np.ndarray:
-        """The bytes at `positions`, of any shape; loops over the chunks they are in, not over the positions."""
-        chunk_of, place = np.divmod(positions, CHUNK_BYTES)
-        gathered = np.empty(positions.shape, dtype=np.uint8)
-        for i in np.unique(chunk_of):
-            here = chunk_of == i
-            gathered[here] = self.chunks[i][place[here]]
-        return gathered
-
-    def counts(self, start: int, end: int) -> list[int]:
-        """How often each byte value occurs from `start` to `end`."""
-        totals = np.zeros(256, dtype=np.int64)
-        for piece in self.pieces(start, end):
-            for page in range(0, len(piece), PAGE_BYTES):  # bincount widens what it counts to 8 bytes each
-                totals += np.bincount(piece[page : page + PAGE_BYTES], minlength=256)
-        return totals.tolist()
-
-
-def _view(values: Any) -> np.ndarray:
-    """A uint8 Arrow array where it lies; its own `to_numpy` imports pandas first."""
-    return np.frombuffer(values.buffers()[1], dtype=np.uint8, count=len(values), offset=values.offset)
-
-
-class _PageWriter:
-    """Cuts a stream of bytes into the rows of an Arrow file."""
-
-    def __init__(self, file: Path) -> None:
-        from datasets import Features, List, Value
-        from datasets.arrow_writer import ArrowWriter
-
-        features = Features({"bytes": List(Value("uint8"))})
-        self.rows = ArrowWriter(path=str(file), features=features, writer_batch_size=CHUNK_BYTES // PAGE_BYTES)
-        self.pending = bytearray()
-        self.n_bytes = 0
-        self.sha256 = hashlib.sha256()
-
-    def add(self, data: bytes) -> None:
-        self.sha256.update(data)
-        self.n_bytes += len(data)
-        self.pending += data
-        while len(self.pending) >= PAGE_BYTES:
-            self._write(self.pending[:PAGE_BYTES])
-            del self.pending[:PAGE_BYTES]
-
-    def close(self) -> None:
-        if self.pending:
-            self._write(self.pending)
-        self.rows.finalize()
-
-    def _write(self, page: bytearray) -> None:
-        self.rows.write({"bytes": np.frombuffer(bytes(page), dtype=np.uint8)})
-
-
 def _cache(cache_dir: str | None) -> Path:
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "arch_bench"
+    try:
+        if cache_dir is not None:
+            return Path(cache_dir).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "arch_bench"
+    except RuntimeError as error:  # HOME is not set, and the user is none of this machine
+        raise ValueError(f"task.cache_dir={cache_dir}: {error} Give task.cache_dir=FOLDER") from error
 
 
-@contextmanager
-def building(folder: Path) -> Iterator[Path]:
-    """A folder to fill that then becomes `folder`: no process sees half of one, the first of several wins."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as workplace:
-        built = Path(workplace, "corpus")
-        built.mkdir()
-        yield built
-        try:
-            built.replace(folder)
-        except OSError:  # a folder that is not empty is never replaced
-            if not folder.exists():
-                raise
+def _build(source: Source, folder: Path, path: str, sha256: str | None = None) -> None:
+    """Fill a folder with what the source has."""
+    before = source.fingerprint()
+    with tempfile.TemporaryDirectory(dir=folder.parent) as workplace:
+        facts = _write(source.groups(Path(workplace)), folder / "bytes.arrow")
+    if source.fingerprint() != before:
+        raise ValueError(f"task.path={path} was changed while it was read. Start again when it is whole")
+    facts["source"] = source.provenance()
+    try:
+        _check_sha256(path, sha256, facts["sha256"])
+    except ValueError:
+        source.reject()
+        raise
+    for split, (start, end) in facts["ranges"].items():
+        if start == end:
+            raise ValueError(f"task.path={path}: no text for the {split} split ({facts['n_bytes']} bytes in all)")
+    (folder / "facts.json").write_text(json.dumps(facts))
 
 
-def _build(source: documents.Source, folder: Path, path: str) -> None:
-    with building(folder) as built:
-        facts = _write(source.groups(), built / "bytes.arrow")
-        for split, (start, end) in facts["ranges"].items():
-            if start == end:
-                raise ValueError(f"task.path={path}: no text for the {split} split ({facts['n_bytes']} bytes in all)")
-        (built / "facts.json").write_text(json.dumps(facts))
+def _check_sha256(path: str, expected: str | None, found: str) -> None:
+    if expected is not None and expected.lower() != found:
+        raise ValueError(
+            f"task.path={path}: its text has SHA-256 {found}, not task.sha256={expected}. Get the right one, or set "
+            "task.sha256=null"
+        )
 
 
-def _write(groups: list[Iterator[documents.Document]], file: Path) -> Facts:
+def _write(groups: list[Iterator[Document]], file: Path) -> Facts:
     """Write the documents of each group after those of the one before."""
-    pages = _PageWriter(file)
+    pages = PageWriter(file)
     ends, n_documents = [0], 0
     for group in groups:
         last = b"\n"
@@ -245,7 +200,7 @@ def _write(groups: list[Iterator[documents.Document]], file: Path) -> Facts:
         ends.append(pages.n_bytes)
     pages.close()
     if len(groups) == 1:
-        shares = np.cumsum([0.0, *documents.SPLIT_SHARES.values()])
+        shares = np.cumsum([0.0, *SPLIT_SHARES.values()])
         ends = [round(share * pages.n_bytes) for share in shares]
     written = PagedBytes(file)
     ranges = {split: list(ends_of) for split, ends_of in zip(get_args(Split), pairwise(ends), strict=True)}
@@ -255,4 +210,5 @@ def _write(groups: list[Iterator[documents.Document]], file: Path) -> Facts:
         sha256=pages.sha256.hexdigest(),
         ranges=ranges,
         counts={split: written.counts(*range_) for split, range_ in ranges.items()},
+        source={},
     )

@@ -3,193 +3,169 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
+import re
 import sysconfig
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 import numpy as np
 
-from tasks.base import Split
+from tasks.cache import checksum, is_ours
+from tasks.hub import Hub
+from tasks.packs import Document, Packs, Part, brief
+from tasks.source import SPLIT_SHARES, Source
 
-SPLIT_SHARES: dict[Split, float] = {"train": 0.9, "validation": 0.05, "test": 0.05}
-"""Of the bytes, where the source does not say which document belongs to which split."""
-
-PIECE_BYTES = 1 << 20
-"""What is read of a file at a time."""
-ROWS_AT_ONCE = 100
-"""What is read of a data set at a time: 40 MB, where rows are books."""
-HUB_TIMEOUT_S = 5.0
+NO_GLOB = frozenset({"*.txt", ""})
+NO_COLUMN = frozenset({"text", ""})
+"""What settings are when nobody sets them."""
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings"}
 """Folders of the standard library that are left out. The code tables of `encodings` are a hundred files that say the
 same: whichever split one falls in, train has read most of it."""
-
-
-Document = Iterable[bytes]
-"""Its pieces, one after the other: a document may be larger than memory."""
-
-
-class Source(ABC):
-    """Documents, and a cheap way to tell that they have changed."""
-
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """Changes when the documents do. Computed at every start, so it reads no document."""
-
-    @abstractmethod
-    def groups(self) -> list[Iterator[Document]]:
-        """The documents of train, validation and test; or all in one group, to be cut by position."""
+_OPEN_FILE = re.compile(r"/dev/(fd/|std|zero|u?random)|/proc/[^/]+/fd/")
+"""What is open in one process, such as `<(zcat a.gz)` of a shell: others see nothing there, or something else."""
 
 
 class Files(Source):
-    """Files as raw bytes, one document each, whatever their encoding.
+    """Files of one document each; tables (Parquet, Arrow, JSON lines, CSV), each row a document; and either packed.
+
+    Text is taken as it is, whatever its encoding, but for UTF-16 and UTF-32, which are refused, and byte order marks,
+    which are left out. `tasks.formats` tells what a file is.
 
     A split gets whole files, so that the splits share none. The files are ordered by the SHA-256 of their content
     (a fixed shuffle: in order of name, the test split would be the last few folders) and each goes to the split that
     its middle byte falls in. Exact copies of a file count once. If that leaves a split with less than half of its
-    share, because the files are few or one is huge, all of them are joined in order of name and cut by position.
+    share, because the files are few or one is huge, or if any file is a table, all of them are joined in order of name
+    and cut by position.
     """
 
-    def __init__(self, folder: Path, files: list[Path]) -> None:
+    def __init__(
+        self, folder: Path, files: list[Path], *, path: str, text_column: str, name: str | None = None
+    ) -> None:
+        """path: what `task.path` says. name: what the only file is called, where its path does not say."""
         self.folder = folder
         self.files = files
+        self.path = path
+        self.text_column = text_column
+        self.name = name
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(os.fsencode(self.folder.resolve()))  # a name may have any encoding too
+        digest = hashlib.sha256(self.text_column.encode())
         for file in self.files:
-            stat = file.stat()
-            name = os.fsencode(file.relative_to(self.folder).as_posix())
-            digest.update(b"\0" + name + f"\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+            name = os.fsencode(file.relative_to(self.folder).as_posix())  # which may have any encoding too
+            digest.update(b"\0" + name + b"\0" + checksum(file).encode())
         return digest.hexdigest()
 
-    def groups(self) -> list[Iterator[Document]]:
-        files = [file for file in self.files if file.stat().st_size]
-        by_digest = {_sha256(file): file for file in reversed(files)}
+    def groups(self, workplace: Path) -> list[Iterator[Document]]:
+        packs = Packs(self.path, self.text_column, workplace)
+        parts = [part for file in self.files for part in packs.parts(file, self.name or self._shown(file))]
+        has_rows = any(part.kind != "text" for part in parts)
+        if not has_rows and self.text_column not in NO_COLUMN:
+            raise ValueError(
+                f"task.text_column={self.text_column} is for tables and data sets of the hub, and "
+                f"task.path={self.path} is text. Leave it out, or give Parquet, Arrow, JSON lines or CSV by their names"
+            )
+        by_digest = {_sha256(part.path): part for part in reversed(parts)}
         kept = set(by_digest.values())
-        groups = _deal([by_digest[digest] for digest in sorted(by_digest)]) or [[f for f in files if f in kept]]
-        return [map(_pieces, group) for group in groups]
+        dealt = None if has_rows else _deal([by_digest[digest] for digest in sorted(by_digest)])
+        groups = dealt or [[part for part in parts if part in kept]]
+        return [chain.from_iterable(map(packs.documents, group)) for group in groups]
+
+    def _shown(self, file: Path) -> str:
+        """The name of a file for people, whatever its encoding."""
+        return os.fsencode(file.relative_to(self.folder)).decode(errors="replace")
 
 
 class Download(Source):
-    """A file at an address, or the files of an archive there, as `Files` takes them.
+    """A file at an address, or the files of an archive there, as `Files` takes them; `datasets` downloads it."""
 
-    `datasets` downloads it once, to its own cache, and unpacks it.
-    """
-
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, text_column: str) -> None:
         self.address = address
+        self.text_column = text_column
+        self._found: Path | None = None
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"address\0{self.address}".encode()).hexdigest()  # not asked again, as the hub is not
+        # Not asked again, as the hub is not.
+        return hashlib.sha256(f"address\0{self.address}\0{self.text_column}".encode()).hexdigest()
 
-    def groups(self) -> list[Iterator[Document]]:
+    def groups(self, workplace: Path) -> list[Iterator[Document]]:
         import datasets
 
         try:
-            found = Path(datasets.DownloadManager().download_and_extract(self.address))
+            self._found = Path(datasets.DownloadManager().download(self.address))
         except Exception as error:  # as in `Hub`
             raise ValueError(
-                f"task.path={self.address} cannot be downloaded ({_brief(error)}); without a network give a local path "
+                f"task.path={self.address} cannot be downloaded ({brief(error)}); without a network give a local path "
                 "or task.path=stdlib"
             ) from error
-        return (Files(found.parent, [found]) if found.is_file() else _folder(found, "*")).groups()
+        name = PurePosixPath(urlsplit(self.address).path).name
+        files = Files(self._found.parent, [self._found], path=self.address, text_column=self.text_column, name=name)
+        return files.groups(workplace)
+
+    def reject(self) -> None:
+        if self._found is not None:
+            self._found.unlink(missing_ok=True)
 
 
-class Hub(Source):
-    """A data set of the Hugging Face hub: one text column, one document per row.
-
-    Its own train, validation and test splits are kept where it has all three. Otherwise all its rows are joined in
-    order and cut by position: rows are often single lines, and dealing those out would put neighbouring lines of one
-    article into different splits.
-
-    With `max_bytes` it is streamed, not downloaded: whole documents from its start until they hold so much (of its own
-    splits, each until it has its share of `SPLIT_SHARES`, or ends).
-    """
-
-    def __init__(self, name: str, config_name: str | None, text_column: str, max_bytes: int | None) -> None:
-        self.name = name
-        self.config_name = config_name
-        self.text_column = text_column
-        self.max_bytes = max_bytes
-
-    def fingerprint(self) -> str:
-        # The hub is not asked: what was built once must open without a network. Provenance has the content's hash.
-        taken = "" if self.max_bytes is None else f"\0{self.max_bytes}"
-        return hashlib.sha256(f"hub\0{self.name}\0{self.config_name}\0{self.text_column}{taken}".encode()).hexdigest()
-
-    def groups(self) -> list[Iterator[Document]]:
-        splits = self._load()
-        for rows in splits.values():
-            self._check_column(rows)
-        if set(splits) >= set(get_args(Split)):
-            return [self._documents([splits[split]], SPLIT_SHARES[split]) for split in get_args(Split)]
-        return [self._documents(list(splits.values()), 1.0)]
-
-    def _load(self) -> Any:
-        import datasets
-        from huggingface_hub import HfApi
-
-        streaming = {} if self.max_bytes is None else {"streaming": True}
-        try:
-            if not datasets.config.HF_HUB_OFFLINE:  # this fails at once; load_dataset alone retries for 23 s
-                HfApi().dataset_info(self.name, timeout=HUB_TIMEOUT_S)
-            return datasets.load_dataset(self.name, self.config_name, **streaming)
-        except Exception as error:  # the hub's HTTP library, and with it each error class, changes between versions
-            raise ValueError(
-                f"task.path={self.name} is no file or folder, and cannot be loaded as a data set of the hub "
-                f"({_brief(error)}); without a network give a local path "
-                "or task.path=stdlib, or set HF_HUB_OFFLINE=1 to use a data set downloaded before"
-            ) from error
-
-    def _check_column(self, rows: Any) -> None:
-        if rows.features is None:  # a stream of files that do not say: its first row does
-            columns = [name for name, value in next(iter(rows), {}).items() if isinstance(value, str)]
-        else:
-            kinds = {name: getattr(kind, "dtype", "") for name, kind in rows.features.items()}
-            columns = [name for name, kind in kinds.items() if kind in ("string", "large_string")]
-        if self.text_column not in columns:
-            raise ValueError(
-                f"task.text_column={self.text_column} is no text column of task.path={self.name}; "
-                f"choose from: {', '.join(columns)}"
-            )
-
-    def _documents(self, splits: list[Any], share: float) -> Iterator[Document]:
-        room = math.inf if self.max_bytes is None else self.max_bytes * share
-        for text in self._texts(splits):
-            yield (text,)
-            room -= len(text)
-            if room <= 0:
-                return
-
-    def _texts(self, splits: list[Any]) -> Iterator[bytes]:
-        for rows in splits:
-            for batch in rows.select_columns([self.text_column]).iter(batch_size=ROWS_AT_ONCE):
-                yield from (text.encode() for text in batch[self.text_column] if text is not None)
-
-
-def find(path: str, glob: str, config_name: str | None, text_column: str, max_bytes: int | None) -> Source:
-    """The source that `task.path` names. Raises ValueError when nothing is there."""
+def find(
+    path: str,
+    glob: str,
+    config_name: str | None,
+    text_column: str,
+    max_bytes: int | None,
+    *,
+    revision: str | None = None,
+    sha256: str | None = None,
+) -> Source:
+    """Return the source that `task.path` names. Raises ValueError for one that is not there, and idle settings."""
     if not path:
         raise ValueError("task.path= is empty: needs stdlib, a file, a folder, an address or a data set of the hub")
     local = _expanded(path)
     is_address = path.startswith(("http://", "https://"))
-    is_hub = not (path == "stdlib" or is_address or local.exists())
+    is_hub = not (path == "stdlib" or is_address or local.exists() or _OPEN_FILE.match(path))
     if is_hub and (path.startswith((".", "~", os.sep)) or path.count("/") > 1):  # it has `[owner/]name`
         raise ValueError(f"task.path={path}: no such file or folder")
     if max_bytes is not None and max_bytes < 1:
         raise ValueError(f"task.max_bytes={max_bytes} is too small: needs max_bytes >= 1")
+    if glob not in NO_GLOB and not local.is_dir():
+        raise ValueError(f"task.glob={glob} is for folders, and task.path={path} is none. Leave it out")
     if is_hub:
-        return Hub(path, config_name, text_column, max_bytes)
-    if max_bytes is not None:
-        raise ValueError(f"task.max_bytes={max_bytes} is for data sets of the hub, and task.path={path} is none")
+        return Hub(path, config_name, text_column, max_bytes, revision)
+    _refuse_idle(path, config_name=config_name, max_bytes=max_bytes, revision=revision)
     if path == "stdlib":
-        return standard_library()
+        return standard_library(text_column)
     if is_address:
-        return Download(path)
-    return Files(local.parent, [local]) if local.is_file() else _folder(local, glob)
+        _refuse_unsafe(path, sha256)
+        return Download(path, text_column)
+    if local.is_dir():
+        return _folder(local, glob, path, text_column)
+    if _OPEN_FILE.match(path) or not local.is_file():
+        raise ValueError(
+            f"task.path={path} is a pipe or a device, and a corpus is read by several processes, more than once. "
+            "Write it to a file; one that is packed is read as it is"
+        )
+    return Files(local.parent, [local], path=path, text_column=text_column)
+
+
+def _refuse_idle(path: str, **settings: object) -> None:
+    """Raise ValueError for what only the hub has."""
+    idle = [f"task.{key}={value}" for key, value in settings.items() if value is not None]
+    if idle:
+        are = "are" if len(idle) > 1 else "is"
+        raise ValueError(f"{', '.join(idle)} {are} for data sets of the hub, and task.path={path} is none. Set null")
+
+
+def _refuse_unsafe(address: str, sha256: str | None) -> None:
+    """Raise ValueError for what anybody on the way may change without a trace."""
+    host = urlsplit(address).hostname or ""
+    is_here = host in {"localhost", "::1"} or host.startswith("127.")
+    if address.startswith("http://") and sha256 is None and not is_here:
+        raise ValueError(
+            f"task.path={address}: what comes by plain http may be changed on its way. Give an https:// address, or "
+            "task.sha256 of the text"
+        )
 
 
 def _expanded(path: str) -> Path:
@@ -199,45 +175,39 @@ def _expanded(path: str) -> Path:
         raise ValueError(f"task.path={path}: {error}") from error
 
 
-def _folder(folder: Path, glob: str) -> Files:
+def _folder(folder: Path, glob: str, path: str, text_column: str) -> Files:
+    """The files of a folder, without what a cache within it holds, which would change the corpus at every start."""
     try:
-        files = sorted((file for file in folder.rglob(glob) if file.is_file()), key=Path.as_posix)
+        found = [file for file in folder.rglob(glob) if file.is_file()]
     except (NotImplementedError, ValueError) as error:  # an absolute pattern, an empty one
         raise ValueError(f"task.path={folder}: task.glob={glob}: {error}") from error
+    between = {parent for file in found for parent in file.parents if folder in parent.parents}
+    ours = {parent for parent in between if is_ours(parent)}
+    files = sorted((file for file in found if ours.isdisjoint(file.parents)), key=Path.as_posix)
     if not files:
         raise ValueError(f"task.path={folder}: no file in this folder or below it matches task.glob={glob}")
-    return Files(folder, files)
+    return Files(folder, files, path=path, text_column=text_column)
 
 
-def standard_library() -> Files:
+def standard_library(text_column: str = "text") -> Files:
     """The Python source of this interpreter's standard library, without the folders of NOT_LIBRARY."""
     folder = Path(sysconfig.get_path("stdlib"))
     files: list[Path] = []
     for top, folders, names in os.walk(folder):
         folders[:] = set(folders) - NOT_LIBRARY  # in place, so that the walk skips them: site-packages can be vast
         files += [Path(top, name) for name in names if name.endswith(".py")]
-    return Files(folder, sorted(files, key=Path.as_posix))
+    return Files(folder, sorted(files, key=Path.as_posix), path="stdlib", text_column=text_column)
 
 
-def _deal(files: list[Path]) -> list[list[Path]] | None:
+def _deal(parts: list[Part]) -> list[list[Part]] | None:
     """Files in their order, each to the split in which its middle byte falls; None if a split comes out too small."""
-    sizes = np.array([file.stat().st_size for file in files], dtype=np.int64)
+    sizes = np.array([part.path.stat().st_size for part in parts], dtype=np.int64)
     middles = sizes.cumsum() - sizes / 2
     shares = sizes.sum() * np.array(list(SPLIT_SHARES.values()))
     split_of = np.searchsorted(shares.cumsum()[:-1], middles, side="right")
     if (np.bincount(split_of, weights=sizes, minlength=len(shares)) * 2 < shares).any():
         return None
-    return [[files[i] for i in np.flatnonzero(split_of == split)] for split in range(len(shares))]
-
-
-def _pieces(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        while piece := stream.read(PIECE_BYTES):
-            yield piece
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return [[parts[i] for i in np.flatnonzero(split_of == split)] for split in range(len(shares))]
 
 
 def _sha256(file: Path) -> str:

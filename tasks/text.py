@@ -30,13 +30,15 @@ class Text(Task):
 
     `path` names the corpus: `stdlib` (the source of the Python standard library that runs this, no download), a file,
     a folder (every file below it that matches `glob`), an address, or a data set of the Hugging Face hub
-    (`config_name`, `text_column`, `max_bytes`). Splits share no document, nor any byte: `tasks.documents` says how
-    they are made.
+    (`config_name`, `revision`, `max_bytes`). Files are text, tables of it (`text_column`: Parquet, Arrow, JSON lines,
+    CSV), or either packed. Splits share no document, nor any byte: `tasks.documents` says how they are made. `sha256`
+    is what all the text must hash to. A setting that the path has no use for is refused.
 
     `tokenizer`: `bytes` (256 tokens); `characters` (the code points of the train split, and one token for any other,
     which a model need not tell apart); `bpe` (byte-level byte pairs, `bpe_vocab_size` of them, learned from the train
-    split, Radford et al. 2019). The last two read bytes that are not UTF-8 as U+FFFD. bytes_per_token is that of the
-    test split, so that bits per byte compare between tokenizers.
+    split, Radford et al. 2019). The last two refuse what is not UTF-8. bytes_per_token counts the bytes that a model
+    has to predict, none of what it need not tell apart, so that bits per byte compare between tokenizers. It is that
+    of the test split; of the validation split after `for_split`.
 
     Baselines (bits per byte, on the test split): `uniform` = log2(vocab_size) / bytes_per_token, 8 for bytes; `unigram`
     = the cross-entropy of how often each token occurs in the train split (one is added to every count, so that a new
@@ -47,7 +49,7 @@ class Text(Task):
     Raises:
         ValueError: the tokenizer is unknown, bpe_vocab_size < 256; and at first use (`sample`, `baselines`, `guess`,
             `provenance`, of some tokenizers `vocab_size` and `bytes_per_token`), in one line, when the corpus cannot
-            be had, has fewer tokens than bpe_vocab_size, or a split is shorter than seq_len + 1 tokens.
+            be had, is not UTF-8, has fewer tokens than bpe_vocab_size, or a split is shorter than seq_len + 1 tokens.
     """
 
     shows_answers = True
@@ -78,7 +80,7 @@ class Text(Task):
 
     @property
     def bytes_per_token(self) -> float:  # type: ignore[override]
-        return self.tokens.bytes_per_token
+        return self.tokens.bytes_per_token_of("validation" if self.split == "validation" else "test")
 
     def for_split(self, split: Split) -> Self:
         ranged = copy.copy(super().for_split(split))
@@ -113,7 +115,7 @@ class Text(Task):
         test = torch.tensor(self.tokens.counts["test"], dtype=torch.float64)
         unigram = -(test * self._unigram().log2()).sum() / test.sum()
         bits = {"uniform": math.log2(self.tokens.vocab_size), "unigram": unigram.item()}
-        return {name: per_token / self.tokens.bytes_per_token for name, per_token in bits.items()}
+        return {name: per_token / self.tokens.bytes_per_token_of("test") for name, per_token in bits.items()}
 
     def guess(self, baseline: str, inputs: Tensor) -> Tensor:
         n_tokens = self.tokens.vocab_size

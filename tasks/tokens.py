@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from tasks.base import Split
-from tasks.corpus import Corpus, building
-from tasks.vocabulary import BytePairs, Characters, Vocabulary, decoded
+from tasks.cache import kept
+from tasks.corpus import Corpus
+from tasks.vocabulary import BytePairs, Characters, NotUtf8, Vocabulary, decoded
 from tasks.windows import Windowed
 
 Tokenizer = Literal["bytes", "characters", "bpe"]
 
-LAYOUT = 1
+LAYOUT = 2
 """Part of the folder's name: raise it when its files change their meaning, or a tokenizer what it does."""
 
 
@@ -42,16 +43,19 @@ class TokenFacts(TypedDict):
     """Of the file of the vocabulary."""
     ranges: dict[Split, list[int]]
     counts: dict[Split, list[int]]
+    n_bytes: dict[Split, int]
+    """Bytes that the tokens of each split stand for: what a model has to predict, and all that bits are shared by."""
 
 
 class Tokens(Windowed):
     """The text of a corpus by a vocabulary that is learned from its train split.
 
     The first use builds it in the folder of the corpus; later uses map it. Each split is tokenised by itself, so that
-    no token holds bytes of two. Bytes that are not UTF-8 are read as U+FFFD.
+    no token holds bytes of two. A character that the border of a split cuts is left out of both.
 
     Raises (at first use):
-        ValueError: what the corpus raises, or its train split has not so many tokens.
+        ValueError: what the corpus raises, or it is not UTF-8, its train split has not so many tokens, or most of
+            another split has characters that the train split has not.
     """
 
     def __init__(self, corpus: Corpus, name: str, kind: type[Vocabulary], vocab_size: int | None) -> None:
@@ -64,44 +68,78 @@ class Tokens(Windowed):
 
     @cached_property
     def folder(self) -> Path:
-        """Where the tokens are kept; built if they are not there yet."""
+        """Where the tokens are kept; built if they are not there yet, or damaged."""
         folder = self._corpus.folder / f"{self.name}-{LAYOUT}"
         with self._corpus.complaints():
-            if not folder.exists():
-                with building(folder) as built:
-                    self._build(built)
-        return folder
+            return kept(folder, self._build)
 
     def _build(self, folder: Path) -> None:
-        vocabulary = self._kind.learn(self._texts("train"), self._vocab_size)
-        if self._vocab_size not in (None, vocabulary.vocab_size):
-            raise ValueError(
-                f"task.bpe_vocab_size={self._vocab_size} is too large for task.path={self.path}: "
-                f"its train split has no more than {vocabulary.vocab_size} tokens"
-            )
-        Path(folder, vocabulary.file).write_text(vocabulary.dump(), encoding="utf-8")
-        ends, counts = [0], {}
-        with Path(folder, "tokens.bin").open("wb") as file:
-            for split in get_args(Split):
-                counts[split] = np.zeros(vocabulary.vocab_size, dtype=np.int64)
-                for tokens in vocabulary.encode(self._texts(split)):
-                    file.write(tokens.astype(_dtype(vocabulary.vocab_size)).tobytes())
-                    counts[split] += np.bincount(tokens, minlength=vocabulary.vocab_size)
-                ends.append(ends[-1] + int(counts[split].sum()))
+        try:
+            vocabulary = self._kind.learn(self._texts("train"), self._vocab_size)
+            self._check_size(vocabulary)
+            Path(folder, vocabulary.file).write_text(vocabulary.dump(), encoding="utf-8")
+            counts = self._write(vocabulary, folder / "tokens.bin")
+        except NotUtf8 as error:
+            raise ValueError(self._not_utf8(error)) from None
+        ends = np.cumsum([0, *(found.sum() for found in counts.values())]).tolist()
         facts = TokenFacts(
             vocab_size=vocabulary.vocab_size,
             sha256=hashlib.sha256(vocabulary.dump().encode()).hexdigest(),
             ranges={split: list(found) for split, found in zip(get_args(Split), pairwise(ends), strict=True)},
             counts={split: found.tolist() for split, found in counts.items()},
+            n_bytes={split: int(found @ vocabulary.n_bytes) for split, found in counts.items()},
         )
+        for split, n_bytes in facts["n_bytes"].items():
+            self._check_told(split, n_bytes)
         Path(folder, "facts.json").write_text(json.dumps(facts))
+
+    def _write(self, vocabulary: Vocabulary, path: Path) -> dict[Split, np.ndarray]:
+        """Write the tokens of one split after those of the one before. Returns how often each occurs."""
+        counts: dict[Split, np.ndarray] = {}
+        with path.open("wb") as file:
+            for split in get_args(Split):
+                counts[split] = np.zeros(vocabulary.vocab_size, dtype=np.int64)
+                for tokens in vocabulary.encode(self._texts(split)):
+                    file.write(tokens.astype(_dtype(vocabulary.vocab_size)).tobytes())
+                    counts[split] += np.bincount(tokens, minlength=vocabulary.vocab_size)
+        return counts
+
+    def _check_size(self, vocabulary: Vocabulary) -> None:
+        if self._vocab_size not in (None, vocabulary.vocab_size):
+            raise ValueError(
+                f"task.bpe_vocab_size={self._vocab_size} is too large for task.path={self.path}: "
+                f"its train split has no more than {vocabulary.vocab_size} tokens"
+            )
+
+    def _check_told(self, split: Split, n_bytes: int) -> None:
+        """Raise ValueError if a model would be asked for too little of a split."""
+        start, end = self._corpus.ranges[split]
+        if 2 * n_bytes < end - start:
+            raise ValueError(
+                f"task.tokenizer={self._tokenizer}: {1 - n_bytes / (end - start):.0%} of the {split} split of "
+                f"task.path={self.path} is in characters that its train split has not. Set task.tokenizer=bytes or bpe"
+            )
+
+    def _not_utf8(self, error: NotUtf8) -> str:
+        guess = "" if error.encoding is None else f", perhaps {error.encoding}"
+        source = error.encoding or "ENCODING"
+        return (
+            f"task.tokenizer={self._tokenizer} reads UTF-8, and task.path={self.path} {error}{guess}. "
+            f"Convert it: iconv -f {source} -t UTF-8; or set task.tokenizer=bytes"
+        )
+
+    @property
+    def _tokenizer(self) -> str:
+        return self.name.partition("-")[0]
 
     def _texts(self, split: Split) -> Iterator[str]:
         return decoded(self._corpus.pieces(split))
 
     @cached_property
     def facts(self) -> TokenFacts:
-        facts: TokenFacts = json.loads((self.folder / "facts.json").read_text())
+        folder = self.folder
+        with self._corpus.complaints():
+            facts: TokenFacts = json.loads((folder / "facts.json").read_text())
         return facts
 
     @cached_property
@@ -120,10 +158,9 @@ class Tokens(Windowed):
     def counts(self) -> dict[Split, list[int]]:
         return self.facts["counts"]
 
-    @property
-    def bytes_per_token(self) -> float:
-        (first_byte, end_byte), (first, end) = self._corpus.ranges["test"], self.ranges["test"]
-        return (end_byte - first_byte) / (end - first)
+    def bytes_per_token_of(self, split: Split) -> float:
+        start, end = self.ranges[split]
+        return self.facts["n_bytes"][split] / (end - start)
 
     @property
     def token_bytes(self) -> int:
@@ -142,7 +179,7 @@ class Tokens(Windowed):
 
     def provenance(self) -> dict[str, str | int]:
         return self._corpus.provenance() | {
-            "tokenizer": self.name.partition("-")[0],
+            "tokenizer": self._tokenizer,
             "vocab_size": self.vocab_size,
             "vocabulary_sha256": self.facts["sha256"],
             "n_tokens": self.ranges["test"][1],

@@ -16,6 +16,8 @@ TEXT_BYTES = 1 << 12
 """Bytes that are decoded, and tokenised, at a time (`tokenizers` is a third slower on 64 KiB)."""
 TEXTS_AT_ONCE = 256
 """Texts that the cores share."""
+SAMPLE_BYTES = 1 << 16
+"""What an encoding is guessed from."""
 BPE_LEARNS_FROM = 1 << 30
 """Bytes of the train split, from its start, that byte pairs are counted in: the counts of words lie in memory."""
 LONGEST_WORD = 1 << 16
@@ -27,6 +29,8 @@ class Vocabulary(ABC):
 
     file: str
     vocab_size: int
+    n_bytes: np.ndarray
+    """Bytes of the text that each token stands for: those of a token that stands for any of several are not told."""
 
     @classmethod
     @abstractmethod
@@ -58,6 +62,7 @@ class Characters(Vocabulary):
     def __init__(self, points: list[int]) -> None:
         self.points = points
         self.vocab_size = len(points) + 1
+        self.n_bytes = np.array([*(len(chr(point).encode()) for point in points), 0])
 
     @classmethod
     def learn(cls, texts: Iterator[str], vocab_size: int | None) -> Self:
@@ -100,6 +105,7 @@ class BytePairs(Vocabulary):
             bytes(byte_of[letter] for letter in letters) for letters in sorted(vocabulary, key=vocabulary.get)
         ]
         """The bytes of each."""
+        self.n_bytes = np.array([len(token) for token in self.tokens])
 
     @classmethod
     def learn(cls, texts: Iterator[str], vocab_size: int | None) -> Self:
@@ -137,12 +143,44 @@ class BytePairs(Vocabulary):
 
 
 def decoded(pieces: Iterable[np.ndarray]) -> Iterator[str]:
-    """Bytes in pieces of any length as UTF-8, of which no piece cuts a character."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    """Bytes in pieces of any length as UTF-8, of which no piece cuts a character.
+
+    Those of a character that the first or the last of them cut, as the borders of a split may, are left out. Raises
+    NotUtf8 for any other byte that is none.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    n_read = 0
     for piece in pieces:
         for start in range(0, len(piece), TEXT_BYTES):
-            yield decoder.decode(piece[start : start + TEXT_BYTES].tobytes())
-    yield decoder.decode(b"", final=True)
+            part = piece[start : start + TEXT_BYTES].tobytes()
+            try:
+                text = decoder.decode(part if n_read else _CUT.sub(b"", part))
+            except UnicodeDecodeError as error:
+                sample = piece[start : start + SAMPLE_BYTES].tobytes()
+                raise NotUtf8(error.object[error.start], n_read, sample) from None
+            yield text
+            n_read += len(part)
+
+
+_CUT = re.compile(rb"\A[\x80-\xbf]{1,3}")
+"""What is left of a character whose start is in the split before."""
+
+
+class NotUtf8(ValueError):
+    """Raised for bytes that are no text: decoded all the same, many would become one letter, and bits be lost."""
+
+    def __init__(self, byte: int, position: int, sample: bytes) -> None:
+        """position: about where it is. sample: what stands there."""
+        super().__init__(f"is not UTF-8 (a byte {byte:#04x} near {position:,})")
+        self.encoding = _guessed(sample)
+
+
+def _guessed(sample: bytes) -> str | None:
+    """The encoding that a text is most likely in; None where there is none that fits."""
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(sample).best()
+    return None if best is None else best.encoding.replace("_", "-").upper()
 
 
 _BEFORE_A_SPACE = re.compile(r".*[!-~](?=[ \n])", re.DOTALL)

@@ -47,8 +47,8 @@ def make(name: str, home: Path, seq_len: int | None = None) -> Task:
     config = OmegaConf.create({"seq_len": seq_len, "task": written(name)})
     knobs = OmegaConf.to_container(config, resolve=True)["task"]
     if "path" in knobs:
-        knobs |= {"path": str(home / "corpus"), "cache_dir": str(home / "cache"), "max_bytes": None}
-        knobs |= {"bpe_vocab_size": 512}
+        knobs |= {"path": str(home / "corpus"), "cache_dir": str(home / "cache"), "bpe_vocab_size": 512}
+        knobs |= dict.fromkeys(("config_name", "max_bytes", "revision", "sha256"))  # of what is downloaded
     task: Task = instance(knobs)
     return task
 

@@ -18,7 +18,7 @@ import huggingface_hub
 import pytest
 import torch
 
-from tasks import corpus, documents, windows
+from tasks import cache, corpus, documents, packs, pages, source, windows
 from tasks.base import Split, stream
 from tasks.text import Text
 
@@ -146,8 +146,8 @@ def test_baselines(tmp_path: Path, make: Any) -> None:
 def test_a_split_too_large_to_copy_is_read_from_the_map(
     tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "PAGE_BYTES", 16)
-    monkeypatch.setattr(corpus, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(pages, "PAGE_BYTES", 16)
+    monkeypatch.setattr(pages, "CHUNK_BYTES", 64)
     task = make(write(tmp_path / "a.txt", words(0, 1000)), seq_len=100)  # windows longer than a chunk
     copied = task.sample(64, stream(0, "train", 0, CPU), CPU)
     monkeypatch.setattr(windows, "RESIDENT_MAX_BYTES", 100)
@@ -162,7 +162,7 @@ def test_construction_reads_nothing_and_the_second_start_reads_no_document(
     make(tmp_path / "missing.txt")
     file = write(tmp_path / "a.txt", words(0, 1000))
     first = make(file).provenance()
-    monkeypatch.setattr(documents.Files, "groups", lambda self: pytest.fail("read again"))
+    monkeypatch.setattr(documents.Files, "groups", lambda *_: pytest.fail("read again"))
     assert make(file).provenance() == first
 
 
@@ -181,7 +181,7 @@ def test_copies_share_what_was_read(tmp_path: Path, make: Any) -> None:
 
 
 def test_two_processes_that_build_at_once_get_one_whole_corpus(tmp_path: Path) -> None:
-    class Slow(documents.Source):
+    class Slow(source.Source):
         """While it is being read, another process builds the same corpus from start to end."""
 
         def __init__(self, rivals: int) -> None:
@@ -190,14 +190,18 @@ def test_two_processes_that_build_at_once_get_one_whole_corpus(tmp_path: Path) -
         def fingerprint(self) -> str:
             return ""
 
-        def groups(self) -> list[Iterator[documents.Document]]:
+        def groups(self, workplace: Path) -> list[Iterator[packs.Document]]:
             if self.rivals:
-                corpus._build(Slow(self.rivals - 1), tmp_path / "cache" / "slow", "slow")
+                keep(self.rivals - 1)
             return [iter([(words(0, 100),)])]
 
-    corpus._build(Slow(2), tmp_path / "cache" / "slow", "slow")
+    def keep(rivals: int) -> None:
+        cache.kept(tmp_path / "cache" / "slow", lambda built: corpus._build(Slow(rivals), built, "slow"))
+
+    keep(2)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["slow"]
-    assert sorted(path.name for path in (tmp_path / "cache" / "slow").iterdir()) == ["bytes.arrow", "facts.json"]
+    names = sorted(path.name for path in (tmp_path / "cache" / "slow").iterdir())
+    assert names == ["bytes.arrow", cache.CHECKSUMS, "facts.json"]
 
 
 def test_the_cache_is_the_users(tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +266,7 @@ def test_without_a_network_the_hub_is_asked_once(make: Any, monkeypatch: pytest.
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("would retry for 23 s"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("would retry for 23 s"))
     with pytest.raises(ValueError, match=r"OSError: Name or service not known.* HF_HUB_OFFLINE=1") as error:
         make("owner/name").provenance()
     assert one_line(error)
@@ -270,7 +274,7 @@ def test_without_a_network_the_hub_is_asked_once(make: Any, monkeypatch: pytest.
 
 def hub(monkeypatch: pytest.MonkeyPatch, splits: dict[str, list[str | None]]) -> None:
     loaded = datasets.DatasetDict({name: datasets.Dataset.from_dict({"text": rows}) for name, rows in splits.items()})
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, config_name: loaded)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config_name, revision: loaded)
 
 
 def test_a_hub_data_set_keeps_its_own_splits(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +303,7 @@ def streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[
         monkeypatch.setattr(
             datasets,
             "load_dataset",
-            lambda name, config_name, **how: load("parquet", data_files=files, cache_dir=cache, **how),
+            lambda name, config_name, revision, **how: load("parquet", data_files=files, cache_dir=cache, **how),
         )
 
     return serve
@@ -332,9 +336,9 @@ def test_a_stream_is_not_read_to_its_end(make: Any, monkeypatch: pytest.MonkeyPa
             yield {"text": "word " * 100}
 
     stream_of = datasets.IterableDatasetDict({"train": datasets.IterableDataset.from_generator(rows)})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, streaming: stream_of)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, revision, streaming: stream_of)
     assert make("owner/name", max_bytes=10_000).provenance()["n_documents"] == 20
-    assert len(drawn) <= 2 * documents.ROWS_AT_ONCE, "columns are looked at once, and a batch is drawn"
+    assert len(drawn) <= 2 * packs.ROWS_AT_ONCE, "columns are looked at once, and a batch is drawn"
     with pytest.raises(ValueError, match=r"task\.text_column=body is no text column .* choose from: text"):
         make("owner/name", max_bytes=10_000, text_column="body").provenance()
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import corpus, documents, tokens, vocabulary, windows
+from tasks import packs, pages, tokens, vocabulary, windows
 from tasks.base import Split, stream
 from tasks.text import Text
 from tasks.tokens import Tokenizer
@@ -145,9 +145,9 @@ def test_bits_per_byte_compare_between_tokenizers(tokenizer: Tokenizer, prose: P
 def test_pieces_change_nothing(tokenizer: Tokenizer, prose: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make(prose, tokenizer=tokenizer, cache_dir=str(prose.parent / "whole"))
     expected = whole.provenance(), [tokens_of(whole, split) for split in SPLITS]
-    monkeypatch.setattr(documents, "PIECE_BYTES", 100)
-    monkeypatch.setattr(corpus, "PAGE_BYTES", 64)
-    monkeypatch.setattr(corpus, "CHUNK_BYTES", 256)
+    monkeypatch.setattr(packs, "PIECE_BYTES", 100)
+    monkeypatch.setattr(pages, "PAGE_BYTES", 64)
+    monkeypatch.setattr(pages, "CHUNK_BYTES", 256)
     monkeypatch.setattr(vocabulary, "TEXT_BYTES", 7)  # cuts characters, words and runs of spaces
     monkeypatch.setattr(vocabulary, "TEXTS_AT_ONCE", 3)
     pieces = make(prose, tokenizer=tokenizer, cache_dir=str(prose.parent / "pieces"))
@@ -168,7 +168,7 @@ def test_no_text_is_in_memory_whole(
     make(written(tmp_path / "small.txt", "some words " * 100), tokenizer=tokenizer).baselines()  # imports
     size = 40 << 20
     file = written(tmp_path / "large.txt", "0123456789abcde\n" * (size // 16))
-    monkeypatch.setattr(corpus, "CHUNK_BYTES", 2 * corpus.PAGE_BYTES)
+    monkeypatch.setattr(pages, "CHUNK_BYTES", 2 * pages.PAGE_BYTES)
     tracemalloc.start()
     try:
         make(file, tokenizer=tokenizer).baselines()
@@ -216,7 +216,7 @@ def test_tokens_lie_beside_the_bytes_that_all_tokenizers_share(prose: Path, make
         make(prose, tokenizer=tokenizer).provenance()
     make(prose, bpe_vocab_size=280).provenance()
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("bpe-280-1", "bpe-300-1", "bytes.arrow", "characters-1", "facts.json"),
+        *("bpe-280-2", "bpe-300-2", "bytes.arrow", "characters-2", "checksums.json", "facts.json"),
     ]
 
 
