@@ -40,8 +40,10 @@ def damage(folder: Path) -> Path | None:
     listed = folder / CHECKSUMS
     try:
         sums = json.loads(listed.read_text())
-        bad = [folder / name for name, expected in sums["files"].items() if checksum(folder / name) != expected]
-        return next(iter(bad), None if sums["all"] == _of_all(sums["files"]) else listed)
+        if sums["all"] != _of_all(sums["files"]):
+            return listed
+        bad = (folder / name for name, expected in sums["files"].items() if checksum(folder / name) != expected)
+        return next(bad, None)
     except FileNotFoundError as error:
         return Path(error.filename)
     except (ValueError, TypeError, AttributeError, KeyError):

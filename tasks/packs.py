@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import csv
 import glob
 import gzip
 import logging
@@ -89,9 +90,7 @@ class Packs:
         datasets.utils.logging.set_verbosity(logging.CRITICAL)  # it says in many lines what it then raises
         plain = self.workplace / f"{next(self._names)}.{part.kind}"  # any other name may be a pattern to it
         plain.symlink_to(part.path.resolve())
-        how: dict[str, Any] = {"csv": {"na_filter": False}, "json": {"parse_agent_traces": False}}.get(part.kind, {})
-        if PurePath(part.name).suffix.lower() == ".tsv":
-            how["sep"] = "\t"
+        how = _csv_columns(part) if part.kind == "csv" else {"parse_agent_traces": False} if part.kind == "json" else {}
         file, cache = glob.escape(str(plain.absolute())), str(self.workplace)
         return datasets.load_dataset(part.kind, data_files=file, split="train", streaming=True, cache_dir=cache, **how)
 
@@ -129,6 +128,16 @@ def texts(rows: Any, text_column: str) -> Iterator[bytes]:
 def brief(error: Exception) -> str:
     """Return what an exception says, in less than a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _csv_columns(part: Part) -> dict[str, Any]:
+    """How CSV is read: every column is text, in which `NA` is a word and 1.0 no number."""
+    from datasets import Features, Value
+
+    separator = "\t" if PurePath(part.name).suffix.lower() == ".tsv" else ","
+    with part.path.open(encoding="utf-8-sig", newline="") as file:
+        names = next(csv.reader(file, delimiter=separator))
+    return {"sep": separator, "na_filter": False, "features": Features({name: Value("string") for name in names})}
 
 
 def _is_content(path: Path, folder: Path) -> bool:

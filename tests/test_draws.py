@@ -9,6 +9,7 @@ from uniform import assert_uniform
 
 from tasks.base import stream
 from tasks.draws import distinct, enough_draws, order
+from tasks.windows import below
 
 CPU = torch.device("cpu")
 
@@ -38,3 +39,17 @@ def test_draws_are_enough(n: int, k: int) -> None:
 def test_order_is_a_stable_argsort() -> None:
     priority = torch.randint(20, (50, 30), generator=torch.Generator().manual_seed(0)) << 35
     assert torch.equal(order(priority), priority.argsort(dim=1, stable=True))
+
+
+def test_large_offsets_are_drawn_as_often_as_small_ones() -> None:
+    limit, n = 200_000_000, 200_000
+    drawn = below(limit, n, stream(0, "train", 0, CPU), CPU)
+    assert drawn.min() >= 0
+    assert drawn.max() < limit
+    share = (1 << 32) % limit / limit  # the numbers that the remainder of 32 bits favours
+    assert abs((drawn < share * limit).double().mean() - share) < 4 * (share * (1 - share) / n) ** 0.5
+
+
+def test_offsets_of_small_corpora_are_those_that_were_always_drawn() -> None:
+    drawn = below(1 << 24, 9, stream(0, "train", 0, CPU), CPU)
+    assert torch.equal(drawn, torch.randint(1 << 24, (9,), generator=stream(0, "train", 0, CPU)))

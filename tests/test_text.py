@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 import os
 import random
 import zipfile
@@ -11,12 +13,14 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import huggingface_hub
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from tasks import cache, corpus, documents, packs, pages, source, windows
 from tasks.base import Split, stream
@@ -174,6 +178,83 @@ def test_an_edit_is_noticed(tmp_path: Path, make: Any) -> None:
     assert make(file).provenance()["sha256"] == hashlib.sha256(words(1, 1000)).hexdigest() != before
 
 
+def test_a_replacement_of_the_same_size_and_time_is_noticed(tmp_path: Path, make: Any) -> None:
+    for name in ("a.txt", "text/a.txt"):
+        file = write(tmp_path / name, words(0, 1000))
+        path = file if name == "a.txt" else file.parent
+        before, times = make(path).corpus.folder, file.stat()
+        write(file, words(1, 1000))
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert make(path).provenance()["sha256"] == hashlib.sha256(words(1, 1000)).hexdigest()
+        write(file, words(0, 1000))
+        assert make(path).corpus.folder == before, "known by its content, whenever it was written"
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "a.txt", words(0, 1000))
+    read = documents.Files.groups
+    monkeypatch.setattr(documents.Files, "groups", lambda *asked: write(file, words(1, 1000)) and read(*asked))
+    with pytest.raises(ValueError, match=r"a\.txt was changed while it was read\. Start again"):
+        make(file).provenance()
+    assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("name", ["bytes.arrow", "facts.json", "checksums.json", "characters-2/tokens.bin"])
+def test_a_flipped_bit_of_a_cache_is_named_and_mended(
+    name: str, tmp_path: Path, make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write(tmp_path / "a.txt", words(0, 1000))
+
+    def use() -> tuple[Any, ...]:
+        task = make(file, tokenizer="characters")
+        batches = [task.for_split(split).sample(8, stream(0, split, 0, CPU), CPU) for split in SPLITS]
+        return task.provenance(), [batch.inputs.tolist() for batch in batches]
+
+    first = use()
+    damaged = make(file).corpus.folder / name
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    assert use() == first
+    assert str(damaged) in caplog.text
+
+
+def test_a_cache_within_the_corpus_is_no_part_of_it(tmp_path: Path, make: Any) -> None:
+    for i in range(3):
+        write(tmp_path / f"{i}.txt", words(i, 1000))
+    for cache_dir in (tmp_path / "cache", tmp_path):
+        knobs = {"glob": "*", "cache_dir": str(cache_dir), "tokenizer": "bpe", "bpe_vocab_size": 256}
+        first, again = make(tmp_path, **knobs), make(tmp_path, **knobs)
+        assert first.provenance() == again.provenance()
+        assert first.provenance()["n_documents"] == 3
+        assert again.corpus.folder == first.corpus.folder
+
+
+def test_files_of_all_kinds_are_one_corpus(tmp_path: Path, make: Any) -> None:
+    rows = [f"row {i} of a table" for i in range(50)]
+    write(tmp_path / "text" / "a.txt", b"plain text\n" * 20)
+    write(tmp_path / "text" / "b.txt.gz", gzip.compress(b"packed text"))
+    write(tmp_path / "text" / "d.jsonl", "".join(json.dumps({"body": row}) + "\n" for row in rows).encode())
+    datasets.Dataset.from_dict({"body": rows}).to_parquet(tmp_path / "text" / "c.parquet")
+    task = make(tmp_path / "text", glob="*", text_column="body")
+    expected = [*["plain text"] * 20, "packed text", *rows, *rows]
+    assert b"".join(text_of(task, split) for split in SPLITS).decode().split("\n") == expected
+    assert task.provenance()["n_documents"] == 102
+    with pytest.raises(ValueError, match=r"task\.text_column=text is no text column of task\.path=.*: c\.par") as error:
+        make(tmp_path / "text", glob="*").provenance()
+    assert one_line(error)
+
+
+def test_packed_files_are_dealt_as_the_text_in_them(tmp_path: Path, make: Any) -> None:
+    for i in range(60):
+        write(tmp_path / "plain" / f"{i:02}.txt", words(i, 400 + i))
+        write(tmp_path / "packed" / f"{i:02}.txt.gz", gzip.compress(words(i, 400 + i)))
+    plain, packed = make(tmp_path / "plain"), make(tmp_path / "packed", glob="*.gz")
+    assert [text_of(packed, split) for split in SPLITS] == [text_of(plain, split) for split in SPLITS]
+
+
 def test_copies_share_what_was_read(tmp_path: Path, make: Any) -> None:
     task = make(write(tmp_path / "a.txt", words(0, 1000)))
     assert task.with_length(16).for_split("test").corpus is task.corpus
@@ -272,6 +353,29 @@ def test_without_a_network_the_hub_is_asked_once(make: Any, monkeypatch: pytest.
     assert one_line(error)
 
 
+def test_the_commit_of_a_data_set_is_asked_for_and_recorded(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = {None: "a" * 40, "v1": "b" * 40}
+    asked: list[str] = []
+
+    def load(name: str, config_name: str | None, revision: str) -> datasets.DatasetDict:
+        asked.append(revision)
+        return datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["a" * 100 + revision]}))
+
+    def told(_: Any, name: str, revision: str | None, timeout: float) -> SimpleNamespace:
+        return SimpleNamespace(sha=commits[revision])
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", told)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    for revision, commit in commits.items():
+        task = make("owner/name", revision=revision)
+        assert task.provenance()["revision"] == commit
+        assert commit.encode() in b"".join(text_of(task, split) for split in SPLITS)
+    assert asked == [*commits.values()]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("again"))
+    assert make("owner/name", revision="v1").provenance()["revision"] == commits["v1"], "known without the hub"
+
+
 def hub(monkeypatch: pytest.MonkeyPatch, splits: dict[str, list[str | None]]) -> None:
     loaded = datasets.DatasetDict({name: datasets.Dataset.from_dict({"text": rows}) for name, rows in splits.items()})
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config_name, revision: loaded)
@@ -343,6 +447,83 @@ def test_a_stream_is_not_read_to_its_end(make: Any, monkeypatch: pytest.MonkeyPa
         make("owner/name", max_bytes=10_000, text_column="body").provenance()
 
 
+def test_a_setting_without_an_effect_is_refused(tmp_path: Path, make: Any) -> None:
+    file = write(tmp_path / "text" / "a.txt", words(0, 1000))
+    refusals = {
+        r"task\.config_name=raw is for data sets of the hub, and task\.path=.* is none": {"config_name": "raw"},
+        r"task\.revision=main is for data sets of the hub, and": {"revision": "main"},
+        r"config_name=raw, task\.max_bytes=9 are for data sets of the hub": {"config_name": "raw", "max_bytes": 9},
+        r"task\.text_column=body is for tables and data sets of the hub, and": {"text_column": "body"},
+    }
+    for path in (file, file.parent, "stdlib"):
+        for message, knobs in refusals.items():
+            with pytest.raises(ValueError, match=message) as error:
+                make(path, **knobs).provenance()
+            assert one_line(error)
+    for path in (file, "stdlib", "owner/name", "https://example.org/a.zip"):
+        with pytest.raises(ValueError, match=r"task\.glob=\*\.md is for folders, and task\.path=.* is none"):
+            make(path, glob="*.md").provenance()
+
+
+def test_what_can_be_read_once_only_is_refused(tmp_path: Path, make: Any) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    reader, writer = os.pipe()
+    for path in (
+        tmp_path / "pipe.txt",
+        f"/dev/fd/{reader}",
+        "/dev/fd/63",
+        "/proc/self/fd/0",
+        "/dev/stdin",
+        "/dev/zero",
+    ):
+        with pytest.raises(ValueError, match=r"task\.path=/.* is a pipe or a device, .* Write it to a file") as error:
+            make(path).provenance()
+        assert one_line(error)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_the_text_must_have_the_hash_that_is_asked_for(tmp_path: Path, make: Any) -> None:
+    file = write(tmp_path / "a.txt", words(0, 1000))
+    right = hashlib.sha256(words(0, 1000)).hexdigest()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"its text has SHA-256 {right}, not task\.sha256=0+\. Get") as error:
+            make(file, sha256="0" * 64).provenance()
+        assert one_line(error)
+        make(file).provenance()  # the second time of what is there already
+    assert make(file, sha256=right.upper()).corpus.folder == make(file).corpus.folder
+    with pytest.raises(ValueError, match=r"task\.sha256=abc is no SHA-256: needs 64 hexadecimal digits"):
+        make(file, sha256="abc").provenance()
+
+
+def test_plain_http_needs_a_hash(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"by plain http may be changed on its way\. Give .* task\.sha256") as error:
+        make("http://example.org/a.txt").provenance()
+    assert one_line(error)
+    with pytest.raises(ValueError, match=r"cannot be downloaded \(OfflineModeIsEnabled"):
+        make("http://example.org/a.txt", sha256="0" * 64).provenance()
+
+
+def test_every_download_of_the_suite_is_pinned() -> None:
+    folder = Path(__file__).parent.parent / "conf" / "task"
+    addresses = [OmegaConf.load(file) for file in folder.glob("*.yaml")]
+    pinned = [config.sha256 for config in addresses if str(config.get("path")).startswith("http")]
+    assert len(pinned) >= 3
+    assert all(len(each) == 64 for each in pinned)
+
+
+def test_without_a_home_the_cache_must_be_named(tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 987_654)  # of no user of this machine
+    file = write(tmp_path / "a.txt", words(0, 1000))
+    for cache_dir in (None, "~/cache", "~nobody-of-this-name/cache"):
+        with pytest.raises(ValueError, match=r"task\.cache_dir=.*home directory.*Give task\.cache_dir=FOL") as error:
+            make(file, cache_dir=cache_dir).provenance()
+        assert one_line(error)
+    make(file).provenance()
+
+
 def test_only_a_data_set_of_the_hub_is_streamed(tmp_path: Path, make: Any) -> None:
     for path in (write(tmp_path / "a.txt", words(0, 1000)), "stdlib", "https://example.org/a.txt"):
         with pytest.raises(
@@ -363,12 +544,12 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.zip"])
+@pytest.mark.parametrize("name", ["a.txt", "a.zip", "a.txt.gz", "a.jsonl"])
 def test_a_file_at_an_address_is_cut_by_position(
     name: str, tmp_path: Path, make: Any, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,11 +557,23 @@ def test_a_file_at_an_address_is_cut_by_position(
     write(tmp_path / "served" / "a.txt", content)
     with zipfile.ZipFile(tmp_path / "served" / "a.zip", "w") as archive:
         archive.writestr("a", content)
+    write(tmp_path / "served" / "a.txt.gz", gzip.compress(content))
+    write(tmp_path / "served" / "a.jsonl", json.dumps({"text": content.decode()}).encode())
     task = make(f"{address}/{name}")
     assert [text_of(task, split) for split in SPLITS] == [content[:900], content[900:950], content[950:]]
     assert task.provenance()["corpus"] == f"{address}/{name}"
     monkeypatch.setattr(datasets, "DownloadManager", lambda: pytest.fail("asked again"))
     assert make(f"{address}/{name}").provenance() == task.provenance()
+
+
+def test_a_download_that_has_not_its_hash_is_forgotten(tmp_path: Path, make: Any, address: str) -> None:
+    file = write(tmp_path / "served" / "a.txt", words(0, 1000))
+    right = hashlib.sha256(words(1, 1000)).hexdigest()
+    with pytest.raises(ValueError, match=rf"not task\.sha256={right}"):
+        make(f"{address}/a.txt", sha256=right).provenance()
+    assert not [each for each in (tmp_path / "downloads").rglob("*") if each.is_file() and each.stat().st_size == 1000]
+    write(file, words(1, 1000))
+    assert make(f"{address}/a.txt", sha256=right).provenance()["sha256"] == right
 
 
 def test_an_address_that_has_nothing_is_refused_in_one_line(make: Any, address: str) -> None:

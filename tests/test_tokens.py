@@ -79,18 +79,18 @@ def learned(task: Text) -> Any:
 
 def test_characters_are_the_code_points_of_the_train_split_in_order(prose: Path, make: Make) -> None:
     task = make(prose, tokenizer="characters")
-    letters = sorted(set(bytes_of(task, "train").decode(errors="replace")))
+    letters = sorted(set(bytes_of(task, "train").decode(errors="ignore")))
     assert learned(task).points == [ord(letter) for letter in letters]
     assert task.vocab_size == len(letters) + 1
 
 
 def test_a_character_that_training_never_saw_is_the_last_token(tmp_path: Path, make: Make) -> None:
-    file = written(tmp_path / "a.txt", "ab " * 300 + "xyz" * 30)
+    file = written(tmp_path / "a.txt", "ab " * 300 + "axb xb" * 15)
     task = make(file, tokenizer="characters")
     assert learned(task).points == [ord(letter) for letter in " ab"]
     assert [task.word(token) for token in range(task.vocab_size)] == ["␣", "a", "b", "other"]
     assert tokens_of(task, "train")[:4] == [1, 2, 0, 1]
-    assert set(tokens_of(task, "test")) == {3}
+    assert set(tokens_of(task, "test")) == {0, 1, 2, 3}
     assert task.tokens.counts["train"][3] == 0
     assert task.baselines()["unigram"] < 20, "not infinitely many bits"
 
@@ -99,7 +99,7 @@ def test_a_character_that_training_never_saw_is_the_last_token(tmp_path: Path, m
 def test_the_tokens_are_the_text(tokenizer: Tokenizer, prose: Path, make: Make) -> None:
     task = make(prose, tokenizer=tokenizer)
     for split in SPLITS:
-        found, text = tokens_of(task, split), bytes_of(task, split).decode(errors="replace")
+        found, text = tokens_of(task, split), bytes_of(task, split).decode(errors="ignore")
         if tokenizer == "bpe":
             assert b"".join(learned(task).tokens[token] for token in found).decode() == text
         else:
@@ -251,12 +251,72 @@ def test_tokens_of_one_two_and_four_bytes(
     assert torch.equal(copied.targets, mapped.targets)
 
 
-def test_bytes_that_are_no_text_are_read_as_such(tmp_path: Path, make: Make) -> None:
-    (tmp_path / "a.txt").write_bytes(b"some text \xff\xfe and more " * 200)
-    task = make(tmp_path / "a.txt", bpe_vocab_size=258)
-    text = b"".join(learned(task).tokens[token] for token in tokens_of(task, "train")).decode()
-    assert text.startswith("some text \ufffd\ufffd and more some")
-    assert task.bytes_per_token == pytest.approx(len(bytes_of(task, "test")) / len(tokens_of(task, "test")))
+UKRAINIAN = "Кіт сидить на вікні та дивиться на дощ. Завтра буде сонячно, йдемо гуляти. " * 50
+
+
+@pytest.mark.parametrize("tokenizer", LEARNED)
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (
+            UKRAINIAN.encode("koi8-u"),
+            r"a byte 0xeb near 0\), perhaps KOI8-U\. Convert it: iconv -f KOI8-U -t UTF-8; or",
+        ),
+        (UKRAINIAN.encode("cp1251"), r"perhaps CP1251\. Convert it"),
+        (("plain text " * 900).encode() + b"one \xff", r"a byte 0xff near \d+\)"),
+        (random.Random(0).randbytes(5000), r"Convert it: iconv -f ENCODING -t UTF-8; or set task\.tokenizer=bytes"),
+    ],
+    ids=["koi8-u", "cp1251", "one byte", "random"],
+)
+def test_what_is_not_utf8_is_refused_with_its_encoding(
+    tokenizer: Tokenizer, content: bytes, complaint: str, tmp_path: Path, make: Make
+) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=complaint) as error:
+        make(tmp_path / "a.txt", tokenizer=tokenizer, bpe_vocab_size=260).baselines()
+    assert f"task.tokenizer={tokenizer} reads UTF-8, and task.path=" in str(error.value)
+    assert "\n" not in str(error.value)
+    plain = make(tmp_path / "a.txt", tokenizer="bytes")
+    assert plain.baselines()["uniform"] == 8.0, "bytes are what they are"
+
+
+@pytest.mark.parametrize("tokenizer", LEARNED)
+def test_a_character_that_a_border_cuts_is_left_out_and_not_counted(
+    tokenizer: Tokenizer, tmp_path: Path, make: Make
+) -> None:
+    task = make(written(tmp_path / "a.txt", "世界" * 166 + "世"), tokenizer=tokenizer, bpe_vocab_size=256)
+    n_kept = 0
+    for split in SPLITS:
+        whole, found = bytes_of(task, split), tokens_of(task, split)
+        text = whole.decode(errors="ignore")
+        assert learned(task).n_bytes[found].sum() == len(text.encode()) <= len(whole)
+        assert tokenizer == "bpe" or len(found) == len(text)
+        n_kept += len(text)
+        if split != "train":
+            assert task.for_split(split).bytes_per_token == len(text.encode()) / len(found)
+    assert n_kept == 331, "of 333 characters in 999 bytes, both borders are within one"
+
+
+def test_bits_are_shared_by_the_bytes_that_were_predicted(tmp_path: Path, make: Make) -> None:
+    """One letter for many is easily told: the bytes that it stands for are no part of what a model predicts."""
+    text = "ab " * 1000 + "ab ab ab世" * 20
+    task = make(written(tmp_path / "a.txt", text), tokenizer="characters")
+    found, test = tokens_of(task, "test"), bytes_of(task, "test").decode(errors="ignore")
+    n_known = sum(letter in "ab " for letter in test)
+    assert 0 < n_known < len(test) == len(found)
+    assert task.bytes_per_token == n_known / len(found)
+    with pytest.raises(
+        ValueError, match=r"characters: \d+% of the test split of .* train split has not\. Set"
+    ) as error:
+        make(written(tmp_path / "b.txt", "ab " * 1000 + "世" * 50), tokenizer="characters").baselines()
+    assert "task.tokenizer=bytes or bpe" in str(error.value)
+    make(tmp_path / "b.txt", tokenizer="bpe", bpe_vocab_size=258).baselines()
+
+
+def test_validation_has_its_own_bytes_per_token(tmp_path: Path, make: Make) -> None:
+    task = make(written(tmp_path / "a.txt", "é" + "a" * 1798 + "é" * 50 + "a" * 100), tokenizer="characters")
+    assert task.for_split("validation").bytes_per_token == 2.0
+    assert task.for_split("test").bytes_per_token == task.bytes_per_token == 1.0
 
 
 @pytest.mark.parametrize("tokenizer", LEARNED)
