@@ -119,6 +119,14 @@ def test_the_key_ignores_where_a_corpus_is_kept() -> None:
     assert results.cell_key(here) != results.cell_key(here | {"task": without}), "rows with null keep their keys"
 
 
+def test_the_key_sees_which_data_set_is_read_and_not_that_it_is_checked() -> None:
+    here = config("task=text", "task.path=owner/name")
+    assert results.cell_key(here) == results.cell_key(here | {"task": here["task"] | {"sha256": "0" * 64}})
+    assert results.cell_key(here) != results.cell_key(here | {"task": here["task"] | {"revision": "v1"}})
+    before = {name: value for name, value in here["task"].items() if name not in {"revision", "sha256"}}
+    assert results.cell_key(here) == results.cell_key(here | {"task": before}), "rows of before keep their keys"
+
+
 def test_published_rows_are_where_the_keys_of_their_configurations_say() -> None:
     paths = sorted((Path(__file__).parents[1] / "results" / "published").glob("*/rows/*.json"))
     assert paths
