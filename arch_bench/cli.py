@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Any
 
 import hydra
@@ -12,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from arch_bench import module_path
 from arch_bench.complaint import one_line
 from arch_bench.config import CONF, HYDRA, ConfigError, check_options
 from arch_bench.console import leavable
@@ -49,12 +51,18 @@ def main() -> None:
         if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup and a shell's `&` have it
             signal.signal(signum, _interrupt)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting
-    with leavable():
+    with leavable() as streams:
         _main()
+    if streams.full:
+        with suppress(OSError):  # standard error may be on that disk, too
+            print(f"arch-bench: standard output: {streams.full}; the rest was not printed", file=sys.stderr)
+        sys.exit(0 if SWEEP.has_run else 1)
 
 
 def _main() -> None:
     try:
+        if hidden := module_path.clash():
+            raise ConfigError(hidden)
         check_options(sys.argv[1:])
         with allowed_targets():
             compose()

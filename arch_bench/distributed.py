@@ -10,12 +10,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
 
+from arch_bench import scratch
 from arch_bench.isolate import LostPeer
 from arch_bench.measure import usable_cores
 from arch_bench.team import SOLO, TEAMS, Place, Team
@@ -27,8 +26,8 @@ TIMEOUT = timedelta(minutes=10)
 @contextmanager
 def places(n: int) -> Iterator[list[Place]]:
     """Those of a run on `n` devices."""
-    with TemporaryDirectory(prefix="arch-bench-") as folder:
-        yield [Place(rank, n, str(Path(folder) / "meeting")) for rank in range(n)]
+    with scratch.folder() as folder:
+        yield [Place(rank, n, str(folder / "meeting")) for rank in range(n)]
 
 
 @contextmanager

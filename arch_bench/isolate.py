@@ -1,8 +1,4 @@
-"""A function in a fresh process: its crash, its time limit and its memory debris stay its own.
-
-The processes come from a forkserver that has torch and Lightning imported, so that a fresh one costs a fraction of a
-second. The server itself never touches a device.
-"""
+"""A function in a fresh process: its crash, its time limit and its memory debris stay its own."""
 
 from __future__ import annotations
 
@@ -10,21 +6,18 @@ import faulthandler
 import gc
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from arch_bench import environment
+from arch_bench import answer, joblog, module_path, server
 from arch_bench.console import leavable
 
 T = TypeVar("T")
@@ -101,7 +94,7 @@ def call_together(
         raise Interrupted
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*_PRELOAD, *preload])
-    _start_server()
+    server.start()
     pipes = [context.Pipe() for _ in calls]
     processes = [
         context.Process(target=_serve, args=(theirs, function, args, setting._replace(env=dict(setting.env))))
@@ -109,48 +102,26 @@ def call_together(
     ]
     try:
         for process, (_, theirs) in zip(processes, pipes, strict=True):
-            process.start()  # within, so that a Ctrl-C at any moment ends it: at exit Python waits for what it started
+            _start(process)  # within, so that a Ctrl-C at any moment ends it: at exit Python waits for what it started
             theirs.close()
-        answer = _receive([ours for ours, _ in pipes], processes, time_limit_s)
+        found = _receive([ours for ours, _ in pipes], processes, time_limit_s, setting.log)
         for process in processes:
             process.join(timeout=10)  # it has answered; let it close what it opened
-        return answer
+        return found
     finally:
         _end(processes)
+        if setting.log is not None:
+            joblog.bound(setting.log)
         for ours, _ in pipes:
             ours.close()
 
 
-def _start_server() -> None:
-    """Deaf to what reaches the whole group: by Ctrl-C it would end among its imports, with a traceback.
-
-    By SIGTERM it would end before its processes, and nobody could tell whether those still save. SIGHUP of a terminal
-    that closes, and SIGUSR2, by which a batch system tells every process that time is short, would end those too: they
-    stay deaf to both, and the parent asks them to save.
-    """
-    with environment.hidden():  # what it imports would go by it, and so would all that it forks
-        _ensure_server()
-
-
-def _ensure_server() -> None:
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be set
-        forkserver.ensure_running()
-        return
-    deaf = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-    before = [signal.signal(signum, signal.SIG_IGN) for signum in deaf]  # what it inherits
+def _start(process: Any) -> None:
     try:
-        forkserver.ensure_running()  # returns while it imports
-    finally:
-        for signum, handler in zip(deaf, before, strict=True):
-            signal.signal(signum, handler)
-
-
-def _hear() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:  # in the server: what it forks must not be deaf, not even early
-    os.register_at_fork(after_in_child=_hear)
+        process.start()
+    except (ConnectionError, EOFError):  # the server died just now, perhaps by the doing of another cell
+        server.start()
+        process.start()
 
 
 def interrupt() -> None:
@@ -167,7 +138,7 @@ def end_all() -> None:
     _end(multiprocessing.active_children())
 
 
-def _receive(connections: list[Connection], processes: list[Any], time_limit_s: float) -> Any:
+def _receive(connections: list[Connection], processes: list[Any], time_limit_s: float, log: Path | None) -> Any:
     """The answer of the first.
 
     After a failure the others have a while to answer: what failed elsewhere may have reached the first, too, which
@@ -179,8 +150,7 @@ def _receive(connections: list[Connection], processes: list[Any], time_limit_s: 
     while waiting and (left := end - time.monotonic()) > 0:
         if _is_interrupted.is_set():
             raise Interrupted
-        for one in wait(list(waiting), min(left, GLANCE_S)):
-            assert isinstance(one, Connection)
+        for one in _ready(waiting, min(left, GLANCE_S)):
             succeeded, value = _read(one, waiting.pop(one), connections.index(one) if len(connections) > 1 else None)
             if succeeded and one is connections[0]:
                 return value
@@ -188,6 +158,8 @@ def _receive(connections: list[Connection], processes: list[Any], time_limit_s: 
                 failures.append(value)
                 is_final = isinstance(value, Crashed) or one is connections[0]
                 end = min(end, time.monotonic() + (SHORT_S if is_final else LONG_S))
+        if log is not None:
+            joblog.bound(log)
     if _is_interrupted.is_set():  # which ended the process, whatever that looks like from here
         raise Interrupted
     if not failures:
@@ -195,24 +167,24 @@ def _receive(connections: list[Connection], processes: list[Any], time_limit_s: 
     raise next((failure for failure in failures if not isinstance(failure, LostPeer)), failures[0])
 
 
+def _ready(waiting: dict[Connection, Any], patience_s: float) -> list[Connection]:
+    """Wait for an answer, or for the end of a process: what it forked itself may hold its connection open."""
+    ready = set(wait([*waiting, *(process.sentinel for process in waiting.values())], patience_s))
+    return [one for one, process in waiting.items() if one in ready or process.sentinel in ready]
+
+
 def _read(connection: Connection, process: Any, rank: int | None) -> tuple[bool, Any]:
     """Whether the process succeeded, and its result or exception."""
+    where = "" if rank is None else f"rank {rank}: "
     try:
-        succeeded, value = connection.recv()
-    except EOFError:
-        process.join()
-        return False, Crashed(("" if rank is None else f"rank {rank}: ") + _how(process.exitcode))
-    return succeeded, value
-
-
-def _how(exitcode: int) -> str:
-    if exitcode > 128:  # it heard the signal, and ended in order
-        exitcode = 128 - exitcode
-    if exitcode >= 0:
-        return f"the process ended by itself with exit code {exitcode}"
-    name = signal.Signals(-exitcode).name
-    hint = " (often: out of memory)" if name == "SIGKILL" else ""
-    return f"the process was ended by {name}{hint}"
+        if connection.poll(0):  # else it has ended without
+            return answer.read(connection.recv_bytes())
+    except ValueError as error:
+        return False, Crashed(f"{where}{error}")
+    except (EOFError, OSError):  # nothing, or a part
+        pass
+    process.join(GRACE_S + SHORT_S)  # it may have closed its connection, and live on
+    return False, Crashed(where + answer.ending(process.exitcode))
 
 
 def _end(processes: Sequence[Any]) -> None:
@@ -238,6 +210,7 @@ def _serve(
     setting: Setting,
 ) -> None:
     os.environ.update(setting.env)
+    sys.path[:] = module_path.ordered(sys.path)
     if setting.log is not None:
         _write_to(setting.log)
     if setting.faults is not None:
@@ -247,14 +220,13 @@ def _serve(
     threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
     try:
         with leavable():
-            answer = (True, function(*args))
+            packed = answer.of_result(function(*args))
     except Exception as error:
-        error.add_note("".join(traceback.format_exception(error)))
-        answer = (False, _portable(error))
+        packed = answer.of_error(error)
     finally:
         if setting.faults is not None:
             _forget(setting.faults)
-    connection.send(answer)
+    connection.send_bytes(packed)
 
 
 def _write_to(log: Path) -> None:
@@ -277,18 +249,6 @@ def _forget(path: Path) -> None:
     with suppress(FileNotFoundError):  # it had a log
         if not path.stat().st_size:
             path.unlink()
-
-
-def _portable(error: Exception) -> Exception:
-    """The same, or its text where it does not survive the way: those of PyTorch's compiler hold modules."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever a foreign class does when it is packed or unpacked
-        text = RuntimeError(f"{type(error).__name__}: {error}")
-        for note in error.__notes__:
-            text.add_note(note)
-        return text
-    return error
 
 
 def _exit_with_parent(connection: Connection) -> None:

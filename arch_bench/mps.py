@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from arch_bench import scratch
+
 CONTROL = "nvidia-cuda-mps-control"
 _ANSWER_S = 5.0
 """Seconds within which the daemon starts, or answers."""
@@ -59,7 +61,7 @@ def service() -> Iterator[dict[str, str]]:
     """
     if why := obstacle():
         raise Unavailable(why)
-    folder = Path(tempfile.mkdtemp(prefix="mps-"))
+    folder = Path(tempfile.mkdtemp(prefix="mps-", dir=scratch.short()))  # sockets will be in it
     ours = {"CUDA_MPS_PIPE_DIRECTORY": str(folder / "pipe"), "CUDA_MPS_LOG_DIRECTORY": str(folder / "log")}
     for name in ours.values():
         Path(name).mkdir()

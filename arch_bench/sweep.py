@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +18,7 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
-from arch_bench import environment
+from arch_bench import environment, scratch
 from arch_bench.complaint import one_line
 from arch_bench.config import Cell, ConfigError, Sweeping, cell_of, sweeping_of
 from arch_bench.objects import made
@@ -53,6 +54,11 @@ class Sweep:
         self._n_before = 0
         self._reported: set[tuple[Path, str]] = set()
         """Folders and names that rows came under: where none did, what is on disk is other commands' and not shown."""
+
+    @property
+    def has_run(self) -> bool:
+        """Whether it has run cells, whose rows are on disk."""
+        return self._n_before > 0
 
     def begin(self) -> None:
         """Note that several cells will come (one alone never calls this)."""
@@ -229,14 +235,16 @@ SWEEP = Sweep()
 
 
 @cache
-def _scratch() -> TemporaryDirectory[str]:
-    """Gone when this process ends."""
-    return TemporaryDirectory(prefix="arch-bench-")
+def _scratch() -> str:
+    """A folder that is gone when this process ends."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return str(stack.enter_context(scratch.folder()))
 
 
 def _written_to(results_dir: str, dry_run: object) -> str:
     """Where Hydra makes its folders: a dry run writes nothing below `results_dir`, which may be read-only."""
-    return _scratch().name if dry_run is True else os.path.expanduser(results_dir)  # noqa: PTH111 (which raises)
+    return _scratch() if dry_run is True else os.path.expanduser(results_dir)  # noqa: PTH111 (which raises)
 
 
 OmegaConf.register_new_resolver("written_to", _written_to, replace=True)

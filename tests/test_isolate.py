@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from arch_bench import isolate
+from arch_bench import answer, isolate, joblog
 from arch_bench.config import ConfigError
 
 T = TypeVar("T")
@@ -79,6 +79,114 @@ def test_a_crash_is_told_by_its_signal() -> None:
         isolate.call(leave, time_limit_s=60)
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (200, "by itself with exit code 200"),
+        (255, "by itself with exit code 255"),
+        (0, "by itself with exit code 0"),
+        (-9, "by SIGKILL (often: out of memory)"),
+        (137, "by SIGKILL (often: out of memory)"),
+        (-40, "by signal 40"),
+        (None, "did not end"),
+    ],
+)
+def test_every_ending_has_words(code: int | None, words: str) -> None:
+    assert answer.ending(code).endswith(words)
+
+
+class Two(Exception):
+    def __init__(self, a: str, b: str) -> None:
+        super().__init__(f"{a} and {b}")
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+class Unreadable:
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return refuse, ()
+
+
+def fail(kind: str) -> object:
+    """Give an answer that is hard to carry."""
+    match kind:
+        case "two arguments":
+            raise Two("this", "that")
+        case "mute":
+            raise Mute
+        case "large":
+            raise ValueError("\N{SNOWMAN}" * 10**7)
+        case "a function":
+            return lambda: None
+        case "unreadable":
+            return Unreadable()
+        case "exit":
+            sys.exit(255)
+    raise GeneratorExit("\udc80")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("two arguments", "Two: this and that"),
+        ("mute", r"Mute: \(its text cannot be read: RuntimeError\)"),
+        ("large", r"ValueError: .* characters \.\.\."),
+        ("a function", "lambda"),
+        ("unreadable", "no"),
+        ("exit", "exit code 255"),
+        ("other", "exit code 1"),
+    ],
+)
+def test_any_answer_that_cannot_be_carried_is_an_exception(kind: str, words: str) -> None:
+    with pytest.raises(Exception, match=f"(?s){words}") as caught:
+        isolate.call(fail, kind, time_limit_s=60)
+    assert len(str(caught.value)) < 2 * answer.LONGEST
+    assert isolate.call(add, 1, 2, time_limit_s=60)[0] == 3, "the next one runs"
+
+
+def leave_a_child(note: str) -> None:
+    """End while a process of its own holds the connection open."""
+    if os.fork():
+        os._exit(7)
+    report_and_hang(note)
+
+
+def test_what_a_dead_process_forked_is_not_waited_for(tmp_path: Path) -> None:
+    with pytest.raises(isolate.Crashed, match="exit code 7"):
+        isolate.call(leave_a_child, str(tmp_path / "pid"), time_limit_s=60)
+    grandchild = wait_for(lambda: int((tmp_path / "pid").read_text() or 0) if (tmp_path / "pid").exists() else 0)
+    os.kill(grandchild, signal.SIGKILL)
+
+
+def kill_the_server() -> None:
+    os.kill(os.getppid(), signal.SIGKILL)
+    hang()
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_is_started_again() -> None:
+    with pytest.raises(isolate.Crashed):
+        isolate.call(kill_the_server, time_limit_s=60)
+    assert isolate.call(add, 1, 2, time_limit_s=60)[0] == 3
+
+
+def flood() -> None:
+    line = "x" * 2**16
+    for _ in range(300):
+        print(line)
+    print("the end", flush=True)
+
+
+def test_a_log_stays_small(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "cell.log"
+    isolate.call(flood, time_limit_s=60, setting=isolate.Setting(log=log))
+    assert joblog.KEPT < log.stat().st_size <= joblog.LARGEST
+    assert log.read_text().count("[... cut here") == 1
+
+
 def refuse_to_end(note: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     report_and_hang(note)
@@ -102,7 +210,7 @@ def test_a_time_limit_ends_the_process() -> None:
 _PARENT = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from arch_bench import isolate
+from arch_bench import answer, isolate, joblog
 import test_isolate
 if __name__ == "__main__":
     isolate.call(getattr(test_isolate, sys.argv[3]), sys.argv[2], time_limit_s=600)
@@ -154,7 +262,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def answer(rank: int, seconds: float) -> int:
+def answer_late(rank: int, seconds: float) -> int:
     time.sleep(seconds)
     return rank
 
@@ -173,7 +281,7 @@ def one_hangs(rank: int) -> None:
 
 
 def test_several_give_the_answer_of_the_first() -> None:
-    assert isolate.call_together(answer, [(0, 0.5), (1, 0.0)], time_limit_s=60) == 0
+    assert isolate.call_together(answer_late, [(0, 0.5), (1, 0.0)], time_limit_s=60) == 0
 
 
 def test_the_first_that_fails_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
