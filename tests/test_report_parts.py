@@ -10,7 +10,7 @@ import pytest
 from test_report import row, score
 
 from arch_bench.report import build, figures, heat_maps, metrics, panels, plots, slice_table, tables, units
-from arch_bench.report.study import Study
+from arch_bench.report.study import Point, Study
 from arch_bench.results import Row
 
 
@@ -55,7 +55,7 @@ def test_what_is_asked_beyond_the_training_length_has_a_table() -> None:
     table = tables.scores(Study(rows), metrics.BEYOND)
     assert table is not None
     assert table.columns[:4] == ["task", "backbone", "trained at", "at 160"]
-    assert [line[3].text for line in table.rows] == [f"62.5 % [50.0{units.DASH}75.0]"]
+    assert [line[3].text for line in table.rows] == [f"62.5 % [0.0{units.DASH}100.0]"]
     assert tables.scores(Study([score()]), metrics.BEYOND) is None
 
 
@@ -78,7 +78,7 @@ def test_the_means_of_a_map_stand_in_a_table_with_their_intervals() -> None:
     table = heat_maps.numbers(Study(rows))
     assert table is not None
     (line,) = ([cell.text for cell in each] for each in table.rows)
-    assert line == ["needle", "mamba", "64", "depth 0.5", f"40.0 % [20.0{units.DASH}60.0]", "2"]
+    assert line == ["needle", "mamba", "64", "depth 0.5", f"40.0 % [0.0{units.DASH}100.0]", "2"]
     assert heat_maps.numbers(Study([score()])) is None
 
 
@@ -133,7 +133,7 @@ def test_the_area_under_accuracy_and_length_is_a_mean() -> None:
     study = Study(rows)
     (group,) = study.groups("quality")
     expected = (1 * 1.0 + 2 * 0.75) / 3  # an octave at 1.0, two that fall to 0.5; what is shorter does not count
-    assert tables.area_over_lengths(study, group) == (pytest.approx(expected), None, None, 1)
+    assert tables.area_over_lengths(study, group) == Point(pytest.approx(expected), None, None, 1)
     table = tables.scores(study, metrics.ACCURACY)
     assert table is not None
     assert table.rows[0][table.columns.index("over lengths")].text == "83.3 % (1 seed)"

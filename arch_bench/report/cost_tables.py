@@ -166,7 +166,8 @@ def _steps(rows: Sequence[Row]) -> Cell:
 def _share(rows: Sequence[Row], part: str, whole: str) -> Cell:
     """The mean of a quotient over the seeds that have both."""
     parts, wholes = by_seed(rows, part), by_seed(rows, whole)
-    point = over_seeds([parts[seed] / wholes[seed] for seed in parts if wholes.get(seed)])
+    shares = [parts[seed] / wholes[seed] for seed in parts if wholes.get(seed)]
+    point = over_seeds(shares, "positive")
     return Cell(shown(units.percent, point), point.value) if point else NOTHING
 
 

@@ -5,19 +5,29 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from arch_bench.report import facets, growth, learning_rates, metrics, pairs, picks, reach, standings, units
+from arch_bench.report import (
+    contests,
+    facets,
+    growth,
+    learning_rates,
+    metrics,
+    pairs,
+    picks,
+    reach,
+    solved_table,
+    standings,
+    units,
+)
+from arch_bench.report.contests import Entry
 from arch_bench.report.dials import Value
 from arch_bench.report.facets import Facet
 from arch_bench.report.metrics import Metric
-from arch_bench.report.standings import Entry, behind, words
+from arch_bench.report.standings import behind, words
 from arch_bench.report.study import Study, number
 from arch_bench.results import Row
 
-MOST_SCORES = 3
-"""Sentences on who leads, one to a task."""
 
-
-class Contest(NamedTuple):
+class Race(NamedTuple):
     """What can be compared: the series of one facet at one length, best first."""
 
     facet: Facet
@@ -27,9 +37,9 @@ class Contest(NamedTuple):
 
 def findings(study: Study) -> list[str]:
     """Some ten plain sentences at the most, fewer if the rows support fewer."""
-    scores = [standings.sentence(study, task) for task in study.tasks("quality")]
-    sentences = [sentence for sentence in scores if sentence][:MOST_SCORES]
-    sentences += [*pairs.sentences(study)[:MOST_SCORES], learning_rates.warning(study)]
+    tasks = [contest.entries[0].group.task for contest in contests.told(study)]
+    sentences = [standings.sentence(study, task) for task in tasks]
+    sentences += [*pairs.sentences(study), *solved_table.sentences(study), learning_rates.warning(study)]
     sentences += [reach.sentence(study), _training(study), _decoding(study)]
     sentences += [*growth.passing(study), growth.steepness(study)]
     sentences += [*picks.sentences(study), growth.suspicion(study), _without_result(study)]
@@ -90,7 +100,7 @@ def _without_result(study: Study) -> str:
     return f"{len(bad):,} of {len(every):,} rows have no result, {example} for one; each is listed below."
 
 
-def _longest_contest(study: Study, metric: Metric) -> Contest | None:
+def _longest_contest(study: Study, metric: Metric) -> Race | None:
     """The longest length at which several series have a value; among facets, the one with most of them.
 
     Series that each have the largest batch that fits them are no contest.
@@ -101,7 +111,7 @@ def _longest_contest(study: Study, metric: Metric) -> Contest | None:
         for length in lengths if facet.batching != facets.LARGEST else ():
             for entries in _alike(study, _entries(study, facet, length, metric)):
                 if len(entries) > 1:
-                    found.append(Contest(facet, length, entries))
+                    found.append(Race(facet, length, entries))
     return max(found, key=lambda contest: (contest.length, len(contest.entries)), default=None)
 
 
@@ -120,7 +130,7 @@ def _entries(study: Study, facet: Facet, length: int, metric: Metric) -> list[En
     return sorted(found, key=lambda entry: -metric.sign * entry.point.value)
 
 
-def _sizes(study: Study, contest: Contest, metric: Metric) -> str:
+def _sizes(study: Study, contest: Race, metric: Metric) -> str:
     """`, with 2 to 8 layers`: what makes a contest uneven, but for widths that match parameters."""
     rows = _rows_of(study, contest, metric)
     layers: set[int] = {row.config["n_layers"] for row in rows if "n_layers" in row.config}
@@ -130,7 +140,7 @@ def _sizes(study: Study, contest: Contest, metric: Metric) -> str:
     return "".join(f", {part}" for part in parts)
 
 
-def _rows_of(study: Study, contest: Contest, metric: Metric) -> list[Row]:
+def _rows_of(study: Study, contest: Race, metric: Metric) -> list[Row]:
     series = {entry.series for entry in contest.entries}
     groups = [group for group in study.groups(metric.kind, contest.facet) if group.series in series]
     return [row for group in groups for row in study.at(metric.kind, group, contest.length) if row.status == "ok"]

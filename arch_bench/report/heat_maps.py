@@ -34,7 +34,7 @@ def numbers(study: Study) -> Table | None:
     lines = [_line(study, group, found.metric, part, lengths) for group, found in every for part in found.parts]
     columns = ["task", "backbone", "trained at", "part", *(f"at {n:,}" for n in lengths), "seeds"]
     kinds = " or ".join(sorted({found.metric.title for _, found in every}))
-    note = f"By part of a task, {kinds}: the mean over seeds, and its 95 % bootstrap interval where it shows."
+    note = f"By part of a task, {kinds}: the mean over seeds, and its 95 % t interval where it shows."
     return build("Quality by part, in numbers", note, columns, lines)
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from arch_bench.report import facets, units
 from arch_bench.results import Kind
+
+Scale = Literal["plain", "share", "positive"]
+"""What values can be, and so what an interval can hold: anything, 0 to 1, or nothing below 0."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,10 @@ class Metric:
     def sign(self) -> int:
         """Multiplied with a value: larger is better."""
         return 1 if self.is_higher_better else -1
+
+    @property
+    def scale(self) -> Scale:
+        return "share" if self.is_share else "positive" if self.is_log else "plain"
 
 
 ACCURACY = Metric(

@@ -1,51 +1,45 @@
-"""Paired comparisons: two contenders met the same data under the same seed, so their scores are subtracted by seed."""
+"""Comparisons of two contenders: how far apart their means are, and whether that is more than seeds scatter by."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import combinations
 from typing import NamedTuple
 
-from arch_bench.report import units
-from arch_bench.report.facets import Facet
-from arch_bench.report.metrics import Metric
-from arch_bench.report.study import Group, Point, Study, by_seed, over_seeds
+import numpy as np
 
-LEAST_SEEDS = 3
-"""Of a difference that findings tell."""
-FEW = 5
-"""Seeds that agree by chance in more than one of twenty pairs."""
+from arch_bench.report import contests, stats, units
+from arch_bench.report.contests import Contest, Entry, Verdicts
+from arch_bench.report.metrics import Metric
+from arch_bench.report.study import Group, Point, Study, by_seed
+
 MOST_TOLD = 3
 """Differences in one sentence."""
 
 
 class Difference(NamedTuple):
-    """One contender less another, at one tested length."""
+    """One contender less another, at one tested length, in the units of the score."""
 
-    point: Point
-    """In the units of the score: the mean over seeds, and its bootstrap interval over seeds."""
-    superiority: float
-    """Share of seeds in which the first scores better, ties by half: (d_w + 1) / 2, of Cliff (1993) for paired data."""
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval excludes 0, over enough seeds."""
-        low, high = self.point.low, self.point.high
-        return self.point.n_seeds >= LEAST_SEEDS and low is not None and high is not None and (low > 0 or high < 0)
+    value: float
+    low: float | None
+    """Welch's 95 % interval; None where one of the two has a single seed."""
+    high: float | None
+    n_seeds: tuple[int, int]
 
 
 def difference(study: Study, one: Group, other: Group, length: int) -> Difference | None:
-    """None if no seed has a score of both."""
+    """None if one has no score."""
     metric = study.headline(one.task)
-    first, second = (by_seed(study.at("quality", group, length), metric.name) for group in (one, other))
-    gaps = [first[seed] - second[seed] for seed in first if seed in second]
-    point = over_seeds(gaps)
-    if point is None:
+    first, second = (
+        np.array(list(by_seed(study.at("quality", group, length), metric.name).values())) for group in (one, other)
+    )
+    if not len(first) or not len(second):
         return None
-    return Difference(point, sum(_win(metric.sign * gap) for gap in gaps) / len(gaps))
+    gap, n_seeds = float(first.mean() - second.mean()), (len(first), len(second))
+    if min(n_seeds) == 1:
+        return Difference(gap, None, None, n_seeds)
+    return Difference(gap, *stats.difference_interval(first, second), n_seeds)
 
 
-def contests(study: Study) -> list[list[Group]]:
+def rivals(study: Study) -> list[list[Group]]:
     """For each task and training length, its contenders, the best at that length first; at least two."""
     found: dict[tuple[str, int], list[Group]] = {}
     for group in study.groups("quality"):
@@ -61,62 +55,61 @@ def amount(metric: Metric, value: float, is_signed: bool = True) -> str:
     return text if is_signed and scaled else text.lstrip("+-")
 
 
-def interval(metric: Metric, point: Point, is_signed: bool = True) -> str:
-    """`[+8.1 to +15.0]`; empty for one seed."""
-    if point.low is None or point.high is None:
+def interval(metric: Metric, gap: Difference) -> str:
+    """`[+8.1 to +15.0]`; empty where one has a single seed."""
+    if gap.low is None or gap.high is None:
         return ""
-    return f"[{amount(metric, point.low, is_signed)} to {amount(metric, point.high, is_signed)}]"
+    return f"[{amount(metric, gap.low)} to {amount(metric, gap.high)}]"
 
 
 def sentences(study: Study) -> list[str]:
-    """One per task, on the training length with most contenders: whom the leader is clearly ahead of."""
-    best: dict[str, list[Group]] = {}
-    for groups in contests(study):
-        known = best.get(groups[0].task, [])
-        if (len(groups), groups[0].train_seq_len) > (len(known), known[0].train_seq_len if known else 0):
-            best[groups[0].task] = groups
-    return [sentence for groups in best.values() if (sentence := _sentence(study, groups))]
+    """One per contest: whom the best is ahead of, by more than the seeds scatter."""
+    return [sentence for contest in contests.told(study) if (sentence := _sentence(study, contest))]
 
 
-def _sentence(study: Study, groups: Sequence[Group]) -> str:
-    """Empty unless the one that scores best is clearly ahead of some; by survivors of its seeds nobody is."""
-    length, metric = groups[0].train_seq_len, study.headline(groups[0].task)
-    groups = [group for group in groups if not study.trouble("quality", group, length)]
-    found = {pair: gap for pair in combinations(groups, 2) if (gap := difference(study, *pair, length))}
-    clear = {pair: gap for pair, gap in found.items() if gap.is_clear}
-    ahead = {pair[1]: gap for pair, gap in clear.items() if pair[0] is groups[0] and gap.superiority > 0.5}
-    if not ahead:
+def _sentence(study: Study, contest: Contest) -> str:
+    """Empty unless the seeds tell the best from some; those that lack seeds take no part."""
+    if len(contest.ranked) < 2:
         return ""
-    unit = "points of accuracy" if metric.is_share else "bits per byte"
-    told = [_ahead(metric, group, gap, unit if not place else "") for place, (group, gap) in enumerate(ahead.items())]
-    seeds = units.seeds(*(gap.point.n_seeds for gap in ahead.values()))
-    text = f"Paired by seed on {Facet(groups[0].task).title} at {units.tokens(length)} ({seeds}), "
+    verdicts, (best, *rest) = Verdicts(study, contest), contest.ranked
+    behind = [entry for entry in rest if verdicts.are_apart(best.group, entry.group)]
+    if not behind:
+        return ""
+    told = [_ahead(study, contest, best, entry, is_first=not place) for place, entry in enumerate(behind)]
     more = [f"{len(told) - MOST_TOLD} more"] * (len(told) > MOST_TOLD)
-    text += f"{groups[0].series} is ahead of {units.listed([*told[:MOST_TOLD], *more])}"
-    return f"{text}{_caution(len(clear), [gap.point.n_seeds for gap in found.values()])}."
+    seeds = units.seeds(*(entry.point.n_seeds for entry in contest.ranked))
+    where = f"On {best.group.task} at {units.tokens(contest.length)} ({seeds})"
+    return f"{where}, {best.series} is ahead of {units.listed([*told[:MOST_TOLD], *more])}{_basis(study, contest)}."
 
 
-def _caution(n_clear: int, n_seeds: Sequence[int]) -> str:
-    """How many pairs of all differ, and how many of equal ones would: those whose seeds agree by chance."""
-    few = min(n for n in n_seeds if n >= LEAST_SEEDS)
-    chance = f" (of equal pairs, at least 1 in {2 ** (few - 1)} would)" * (few <= FEW)
-    return f"; the interval of {n_clear} of {len(n_seeds)} pair{'s' * (len(n_seeds) > 1)} excludes 0{chance}"
+def _basis(study: Study, contest: Contest) -> str:
+    n = len(contest.ranked)
+    n_pairs, n_others = n * (n - 1) // 2, contests.n_contests(study) - 1
+    if n_pairs == 1 and not n_others:
+        return " (Welch's t test, 5 %)"
+    tasks = f" and {contests.n_contests(study)} tasks" * bool(n_others)
+    pairs = f"{n_pairs} pair{'s' * (n_pairs > 1)}"
+    return f" (Welch's t test, with Holm's correction for {pairs}{tasks}, 5 % in all)"
 
 
-def _ahead(metric: Metric, group: Group, gap: Difference, unit: str) -> str:
+def _ahead(study: Study, contest: Contest, best: Entry, entry: Entry, is_first: bool) -> str:
     """`mamba by 12.3 points of accuracy [8.1 to 15.0]`, as a positive amount."""
-    low, high = sorted(abs(end) for end in (gap.point.low or 0.0, gap.point.high or 0.0))
-    size = gap.point._replace(value=abs(gap.point.value), low=low, high=high)
-    parts = [f"{group.series} by {amount(metric, size.value, False)}", unit, interval(metric, size, False)]
-    return " ".join(part for part in parts if part)
+    gap, metric = difference(study, best.group, entry.group, contest.length), contest.metric
+    assert gap is not None
+    sign = 1 if gap.value > 0 else -1
+    low, high = sorted(sign * (end or 0.0) for end in (gap.low, gap.high))
+    unit = ("points of accuracy" if metric.is_share else "bits per byte") if is_first else ""
+    ends = f"[{_positive(metric, low)} to {_positive(metric, high)}]"
+    return " ".join(part for part in (f"{entry.series} by {amount(metric, abs(gap.value), False)}", unit, ends) if part)
 
 
-def _win(gap: float) -> float:
-    return 0.5 if gap == 0 else float(gap > 0)
+def _positive(metric: Metric, end: float) -> str:
+    """With a sign only if it is a minus."""
+    return amount(metric, end) if end < 0 else amount(metric, end, False)
 
 
 def _rank(study: Study, group: Group) -> float:
     metric = study.headline(group.task)
-    points = study.points(metric).get(group, {})
+    points: dict[int, Point] = study.points(metric).get(group, {})
     length = group.train_seq_len if group.train_seq_len in points else max(points, default=0)
     return -metric.sign * points[length].value if points else float("inf")

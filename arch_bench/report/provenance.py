@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from arch_bench.report import dials, differences, outliers, scaling
-from arch_bench.report.study import N_RESAMPLES, Study
+from arch_bench.report import dials, differences, outliers, scaling, stats
+from arch_bench.report.study import Study
 
 METHOD = (
-    "Points are means over seeds; whiskers are the 95 % bootstrap interval of that mean "
-    f"({N_RESAMPLES:,} resamples, fixed random numbers). One seed has no such interval.",
+    "Points are means over seeds; brackets and whiskers are the 95 % Student-t interval of that mean, of a cost by "
+    "factors of it, of a share within 0 and 100 %. One seed has no such interval. Neither have scores with two humps, "
+    "some seeds near 100 % and others far below: there every seed is shown. An interval cannot know of a second hump "
+    "that no seed has met: three equal seeds may have left out what one in two would show.",
     "Timings of one seed have whiskers from the 10th to the 90th percentile of the timed steps.",
     "Rows that did not end well give no value; they are crosses beyond the worst value and lines in a table. "
     "Seeds that diverged count against the share that solved a task.",
-    "Backbones are compared seed by seed, because a seed is the same data for all. The interval is that of the mean "
-    "difference; the effect size is the probability of superiority for paired data: in how many of the seeds one "
-    "scores better, ties by half (Cliff 1993, d_w). Of pairs that are equal, three seeds agree in one of four.",
+    "A sentence that one scores best, is last or is ahead of another needs a difference by Welch's t test with Holm's "
+    "correction for all pairs of its task and for the tasks told of, by the same test with the spread of all "
+    "contenders, and by an exact permutation test of all contenders of the task (which two with three seeds cannot "
+    f"reach). Of studies whose contenders are equal, at most {100 * stats.LEVEL:.0f} % state any such difference; "
+    f"under {stats.LEAST_SEEDS} seeds none is stated. Scores within 1 point (0.01 bits per byte), or of trainings "
+    "that all stopped because they had reached trainer.stop_at, are level.",
+    "Shares of seeds that solve a task are compared by Fisher's exact test, also with Holm's correction. Three seeds "
+    "against three never differ by it: 3/3 against 0/3 has p = 0.10.",
     "A learning rate is chosen by the lowest validation loss of a scan (of trainings that stop early, by the fewest "
     "steps), and other dials by that of a search; the test split has no part in it.",
     "Dashed lines are what guessing scores, by the name of the guess.",

@@ -66,7 +66,7 @@ def _change(study: Study, group: Group, metric: Metric, tested: int) -> Change:
     ends = group.train_seq_len, tested
     seeds = sorted(shared_seeds(study, group, metric, ends))
     scores = [by_seed(study.at("quality", group, length), metric.name) for length in ends]
-    start, end = (over_seeds([of[seed] for seed in seeds]) for of in scores)
+    start, end = (over_seeds([of[seed] for seed in seeds], metric.scale) for of in scores)
     assert start
     assert end
     return Change(group, start, end)
@@ -80,7 +80,7 @@ def _told(study: Study, rivals: Sequence[Group], changes: Sequence[Change], metr
     changes = sorted(changes, key=lambda change: -metric.sign * change.end.value)
     whole = [change for change in changes if change.group not in short]
     shown = whole if len(whole) <= MOST_CHANGES else [whole[0], whole[-1]]
-    among = f" (the best and the worst of {len(whole)})" * (len(whole) > MOST_CHANGES)
+    among = f" (the ends of {len(whole)}, by their means there)" * (len(whole) > MOST_CHANGES)
     partly = few([f"{_goes(each, metric)} ({short[each.group]})" for each in changes if each.group in short])
     told = {change.group for change in changes}
     failed = few([f"{group.series} ({lack})" for group, lack in short.items() if group not in told])

@@ -8,7 +8,7 @@ from arch_bench.report.tables import NOTHING, Cell, Table, average, n_seeds
 
 PREFIX = f"{metrics.BITS_PER_BYTE.name}/"
 NOTE = (
-    "Bits per byte, the mean over seeds with its 95 % bootstrap interval; less is better. recall: the byte ends a "
+    "Bits per byte, the mean over seeds with its 95 % t interval; less is better. recall: the byte ends a "
     "pair that the context held before; other: it does not. position 16: positions 16 to 31, and so on."
 )
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import NamedTuple, get_args
 
 import numpy as np
 
-from arch_bench.report import devices, dials, facets, metrics, steps, style
+from arch_bench.report import devices, dials, facets, metrics, stats, steps, style
 from arch_bench.report.facets import Facet
-from arch_bench.report.metrics import Metric
+from arch_bench.report.metrics import Metric, Scale
 from arch_bench.results import Kind, Row
-
-N_RESAMPLES = 1000
 
 
 class Point(NamedTuple):
@@ -23,9 +20,11 @@ class Point(NamedTuple):
 
     value: float
     low: float | None
-    """95 % bootstrap interval of the mean; for a timing with one seed, p10 and p90."""
+    """95 % t interval of the mean over seeds; for a timing with one seed, p10 and p90."""
     high: float | None
     n_seeds: int
+    scattered: tuple[float, ...] = ()
+    """The value of each seed, the best first, where they have two humps and so no interval."""
 
     def overlaps(self, other: Point) -> bool:
         """Whether the intervals of both do; without intervals they do not."""
@@ -203,7 +202,7 @@ def mean(rows: Iterable[Row], name: str) -> float | None:
 
 def point(rows: Sequence[Row], metric: Metric) -> Point | None:
     """The mean over seeds of the rows that ended well; what cannot stand on a log axis counts as missing."""
-    found = over_seeds(list(by_seed(rows, metric.name, metric.is_log).values()))
+    found = over_seeds(list(by_seed(rows, metric.name, metric.is_log).values()), metric.scale)
     if found is None or found.n_seeds > 1:
         return found
     low, high = _spread([row for row in rows if row.status == "ok"], metric, found.value)
@@ -220,12 +219,16 @@ def by_seed(rows: Iterable[Row], name: str, is_log: bool = False) -> dict[int, f
     return {seed: float(np.mean(found[seed])) for seed in sorted(found)}
 
 
-def over_seeds(values: Sequence[float]) -> Point | None:
-    """The mean with its bootstrap interval; a single value has none."""
+def over_seeds(values: Sequence[float], scale: Scale = "plain") -> Point | None:
+    """The mean with its t interval; a single value has none, and neither have scores with two humps."""
     if len(values) < 2:
         return Point(values[0], None, None, 1) if values else None
-    every = np.array(values)
-    return Point(float(every.mean()), *bootstrap(every), len(values))
+    middle = float(np.mean(values))
+    if scale == "share" and stats.has_two_humps(values):
+        return Point(middle, None, None, len(values), tuple(sorted(values, reverse=True)))
+    if scale == "positive" and min(values) > 0:
+        return Point(middle, *stats.factor_interval(values), len(values))
+    return Point(middle, *stats.interval(values, *((0.0, 1.0) if scale == "share" else ())), len(values))
 
 
 def _spread(rows: Sequence[Row], metric: Metric, value: float) -> tuple[float, float] | tuple[None, None]:
@@ -239,13 +242,5 @@ def _spread(rows: Sequence[Row], metric: Metric, value: float) -> tuple[float, f
     return low, high
 
 
-def bootstrap(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean, from the same resamples at every call."""
-    means = np.sort(values[_resamples(len(values))].mean(axis=1))
-    return float(means[int(0.025 * N_RESAMPLES)]), float(means[int(0.975 * N_RESAMPLES)])
-
-
-@cache
-def _resamples(n: int) -> np.ndarray:
-    """(N_RESAMPLES, n) indices."""
-    return np.random.default_rng(0).integers(0, n, (N_RESAMPLES, n))
+bootstrap = stats.interval
+"""By its former name, for scripts that read it; it has been a t interval since 2026-11-30."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,8 @@ NOTES = {
 }
 """What a table of scores adds to its note."""
 EMPTY = ("", units.DASH)
+MOST_SEEDS = 5
+"""Scores that stand one by one."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ def scores(study: Study, metric: Metric) -> Table | None:
     columns = ["task", "backbone", "trained at", *(f"at {n:,}" for n in lengths)]
     columns += ["best baseline"] if is_headline else []
     columns += ["over lengths"] if is_accuracy else []
-    note = "Mean over seeds on the test split, and its 95 % bootstrap interval where it shows; one seed is no mean"
+    note = "Mean over seeds on the test split, and its 95 % t interval where it shows; one seed is no mean. Where some "
+    note += "seeds learn the task and others do not, every seed stands in parentheses instead of an interval"
     note += NOTES[metric]
     lines = [_score_line(study, group, metric, lengths) for group in groups]
     return build(f"Scores: {metric.title}", note, [*columns, "seeds", "parameters"], lines)
@@ -128,11 +132,23 @@ def score_text(metric: Metric, point: Point) -> str:
 
 
 def shown(show: units.Show, point: Point) -> str:
-    """A value in its units, as `text`."""
+    """A value in its units, as `text`; with every seed instead of an interval, where they have two humps."""
+    if point.scattered:
+        return f"{show(point.value)} ({_each(show, point.scattered)})"
     if point.low is None or point.high is None:
         return show(point.value)
     low, high = show(point.low).removesuffix(" %"), show(point.high).removesuffix(" %")
     return show(point.value) + (f" [{low}{units.DASH}{high}]" if low != high else "")
+
+
+def _each(show: units.Show, values: Sequence[float]) -> str:
+    """`99.5, 99.4, 6.0`; of many seeds, how many lie above the widest gap."""
+    if len(values) <= MOST_SEEDS:
+        return ", ".join(show(value).removesuffix(" %") for value in values)
+    gaps = [before - after for before, after in pairwise(values)]
+    n_high = gaps.index(max(gaps)) + 1
+    high, low = show(values[n_high - 1]), show(values[n_high])
+    return f"{n_high} seeds at {high} and more, {len(values) - n_high} at {low} and less"
 
 
 def solved(study: Study, group: Group, length: int) -> tuple[int, int] | None:
@@ -157,7 +173,7 @@ def area_over_lengths(study: Study, group: Group) -> Point | None:
     of_length = [by_seed(study.at("quality", group, length), metrics.ACCURACY.name) for length in lengths]
     x = np.log2(lengths)
     areas = [float(np.trapezoid([of[seed] for of in of_length], x)) for seed in of_length[0]]
-    return over_seeds([area / float(x[-1] - x[0]) for area in areas])
+    return over_seeds([area / float(x[-1] - x[0]) for area in areas], metrics.ACCURACY.scale)
 
 
 def span(rows: Sequence[Row], name: str, show: units.Show) -> Cell:
@@ -193,7 +209,7 @@ def at_point(study: Study, metric: Metric, group: Group, length: int) -> Cell:
 
 def average(rows: Sequence[Row], name: str, show: units.Show) -> Cell:
     """The mean of the rows that ended well, with its interval where it shows."""
-    point = over_seeds(list(by_seed(rows, name).values()))
+    point = over_seeds(list(by_seed(rows, name).values()), "share" if show is units.percent else "positive")
     return Cell(shown(show, point), point.value) if point else NOTHING
 
 
