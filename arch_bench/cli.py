@@ -10,7 +10,7 @@ from typing import Any
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from arch_bench import module_path
@@ -19,7 +19,6 @@ from arch_bench.config import CONF, HYDRA, ConfigError, check_options
 from arch_bench.console import leavable
 from arch_bench.objects import allowed_targets
 from arch_bench.sweep import SWEEP
-from arch_bench.usage import options
 
 
 @hydra.main(config_path=str(CONF), config_name="config", **HYDRA)
@@ -68,7 +67,7 @@ def _main() -> None:
             compose()
             SWEEP.run()
     except (HydraException, OmegaConfBaseException, ConfigError, OSError) as error:
-        _exit(_elsewhere(error) or one_line(error, sys.argv[1:]), 2)
+        _exit(one_line(error, sys.argv[1:]), 2)
     except _Interrupted as end:
         _exit("interrupted; finished rows are kept, the same command goes on from there", end.code)
     finally:
@@ -82,17 +81,6 @@ def _finish() -> None:
         SWEEP.finish()
     except _Interrupted as end:
         _exit("interrupted while reporting; all rows are kept, the same command reports them", end.code)
-
-
-def _elsewhere(error: BaseException) -> str:
-    """Of a dial of an option that has none, as `launcher.pack=2` of launcher=basic: who has it; empty of others."""
-    cause = error.__cause__ or error
-    if not isinstance(cause, OmegaConfBaseException) or any(key != "_target_" for key in cause.parent_node or [""]):
-        return ""
-    group, _, dial = (cause.full_key or "").rpartition(".")
-    owners = [name for name in options(CONF, group) if dial in OmegaConf.load(CONF / group / f"{name}.yaml")]
-    has_it = f"; choose a {group} that has it: {', '.join(owners)}" if owners else ""
-    return f"{group}.{dial}: the {group} chosen has no dials{has_it}" if options(CONF, group) else ""
 
 
 def _exit(message: str, code: Any) -> None:

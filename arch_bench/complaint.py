@@ -10,8 +10,11 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import Node, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from pydantic import ValidationError
+
+from arch_bench.usage import CONF, options
 
 
 class ConfigError(ValueError):
@@ -27,17 +30,21 @@ def one_line(error: BaseException, overrides: Sequence[str] = ()) -> str:
     overrides: what the user typed, if that is known.
     """
     match error:
-        case MissingConfigException():
-            return _unknown_option(error)
         case ConfigCompositionException() if isinstance(error.__cause__, OmegaConfBaseException):
-            return _unknown_key(error.__cause__, overrides)
+            found = one_line(error.__cause__, overrides)
+        case MissingConfigException():
+            found = _unknown_option(error)
+        case InterpolationResolutionError():
+            found = _unresolved(error)
         case OmegaConfBaseException():
-            return _unknown_key(error, overrides)
+            found = _elsewhere(error) or _unknown_key(error, overrides)
         case OverrideParseException():
-            return f"{error.override}: {_way_to_write(error.override)}"
+            found = f"{error.override}: {_way_to_write(error.override)}"
         case OSError():
-            return f"{error.filename or 'results_dir'}: {error.strerror or error}"
-    return _flat(str(error))
+            found = f"{error.filename or 'results_dir'}: {error.strerror or error}"
+        case _:
+            found = _flat(str(error))
+    return found
 
 
 def _unknown_option(error: MissingConfigException) -> str:
@@ -47,6 +54,24 @@ def _unknown_option(error: MissingConfigException) -> str:
     if not group:
         return _flat(str(error))
     return f"{group}={option} does not exist; choose from: {', '.join(known)}{_guess(option, known)}"
+
+
+def _unresolved(error: OmegaConfBaseException) -> str:
+    """`seed=${nosuch}` and the like."""
+    text, missing = _flat(str(error).split("\n    ", 1)[0]), re.search(r"key '(.+?)' not found", str(error))
+    node = error.parent_node._get_node(error.key) if OmegaConf.is_config(error.parent_node) else None
+    value = f"={node._value()}" if isinstance(node, Node) else ""
+    return f"{error.full_key}{value}: {f'there is no {missing[1]}' if missing else text}"
+
+
+def _elsewhere(error: OmegaConfBaseException) -> str:
+    """Of a dial of an option that has none, as `launcher.pack=2` of launcher=basic: who has it; empty of others."""
+    if any(key != "_target_" for key in error.parent_node or [""]):
+        return ""
+    group, _, dial = (error.full_key or "").rpartition(".")
+    owners = [name for name in options(CONF, group) if dial in OmegaConf.load(CONF / group / f"{name}.yaml")]
+    has_it = f"; choose a {group} that has it: {', '.join(owners)}" if owners else ""
+    return f"{group}.{dial}: the {group} chosen has no dials{has_it}" if options(CONF, group) else ""
 
 
 def _unknown_key(error: OmegaConfBaseException, overrides: Sequence[str]) -> str:

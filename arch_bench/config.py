@@ -5,27 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from arch_bench import usage
 from arch_bench.complaint import ConfigError, first_complaint, quoted
+from arch_bench.hybrid import with_pattern
+from arch_bench.usage import CONF, HYDRA
 from arch_bench.values import check_values
 
-_HERE = Path(__file__).resolve().parent
-CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())
-"""In a wheel the YAML lies inside the package, in a clone beside it."""
 usage.register(CONF)
-HYDRA = {"version_base": "1.3"}
-"""Hydra warns when it is not told its version."""
 
 
 class _Record(BaseModel):
@@ -146,10 +140,29 @@ class Sweeping(_Record):
     dry_run: bool
 
 
-def cell_of(cfg: DictConfig) -> Cell:
+def read(cfg: DictConfig) -> tuple[Cell, Sweeping]:
     """Resolve and check a composed config. Raises ConfigError for the first value that is not allowed."""
-    values = {key: value for key, value in _values(cfg).items() if key not in Sweeping.model_fields}
-    cell = _checked(Cell, values | {"overrides": _overrides(), "results_dir": _home(values.get("results_dir"))})
+    values = _values(cfg)
+    return _cell(values), _sweeping(values)
+
+
+def cell_of(cfg: DictConfig) -> Cell:
+    """Return the cell alone. Raises ConfigError."""
+    return _cell(_values(cfg))
+
+
+def sweeping_of(cfg: DictConfig) -> Sweeping:
+    """Return what the same config says of the whole command. Raises ConfigError."""
+    return _sweeping(_values(cfg))
+
+
+def _sweeping(values: dict[str, Any]) -> Sweeping:
+    return _checked(Sweeping, {key: value for key, value in values.items() if key in Sweeping.model_fields})
+
+
+def _cell(values: dict[str, Any]) -> Cell:
+    own = {key: value for key, value in values.items() if key not in Sweeping.model_fields}
+    cell = _checked(Cell, own | {"overrides": _overrides(), "results_dir": _home(values.get("results_dir"))})
     _check_name(cell.name)
     for (group, key), dial in _FOLLOWERS.items():
         value, leading = getattr(cell, group).get(key), getattr(cell, dial)
@@ -208,13 +221,8 @@ _USERS = ("command-line", "hydra.searchpath in command-line")
 """What Hydra calls the folders of `-cd` and of `hydra.searchpath=`."""
 
 
-def sweeping_of(cfg: DictConfig) -> Sweeping:
-    """What the same config says of the whole command. Raises ConfigError."""
-    return _checked(Sweeping, {key: value for key, value in _values(cfg).items() if key in Sweeping.model_fields})
-
-
 def _values(cfg: DictConfig) -> dict[str, Any]:
-    values: Any = OmegaConf.to_container(_with_pattern(cfg), resolve=True, throw_on_missing=True)
+    values: Any = OmegaConf.to_container(with_pattern(cfg), resolve=True, throw_on_missing=True)
     check_values(values)
     return dict(values)
 
@@ -242,48 +250,6 @@ def compose(overrides: list[str]) -> DictConfig:
         cfg = hydra.compose("config", overrides=overrides, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-
-
-def _with_pattern(cfg: DictConfig) -> DictConfig:
-    """The same config, with the mixers that a pattern names put into `backbone.mixer`, under what is there already."""
-    pattern = cfg.backbone.get("pattern")
-    if not isinstance(pattern, ListConfig):
-        return cfg
-    if "_target_" in cfg.backbone.mixer:
-        name = cfg.get("backbone_name")
-        raise ConfigError(f"backbone.pattern={pattern}: backbone={name} has one mixer; a pattern needs backbone=hybrid")
-    for name in cfg.backbone.mixer:
-        if name not in pattern and name not in _composed_mixer(cfg.backbone_name):  # what its own file says may idle
-            known = ", ".join(dict.fromkeys(map(str, pattern)))
-            raise ConfigError(f"backbone.mixer.{name}: not in backbone.pattern={pattern}; choose from: {known}")
-    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg])
-    for name in dict.fromkeys(pattern):
-        mixer, changes = _mixer_of(name, pattern), cfg.backbone.mixer.get(name, {})
-        for key in set(changes) - set(mixer):
-            raise ConfigError(f"backbone.mixer.{name}.{key} is not a key; it takes: {', '.join(map(str, mixer))}")
-        with open_dict(cfg):
-            cfg.backbone.mixer[name] = OmegaConf.merge(mixer, changes)
-    return cfg
-
-
-def _mixer_of(name: str, pattern: ListConfig) -> DictConfig:
-    known = usage.options(CONF, "backbone")
-    if name not in known:
-        raise ConfigError(f"backbone.pattern={pattern}: {name} is unknown; choose from: {', '.join(known)}")
-    mixer = _composed_mixer(name)
-    if "_target_" not in mixer:
-        raise ConfigError(f"backbone.pattern={pattern}: {name} is a pattern itself; name its mixers instead")
-    if "_partial_" not in mixer:
-        raise ConfigError(f"backbone.pattern={pattern}: {name} has no mixer that stands alone; choose another")
-    return mixer
-
-
-@cache
-def _composed_mixer(name: str) -> DictConfig:
-    is_running = GlobalHydra.instance().is_initialized()  # on the command line, not in a test or a notebook
-    with nullcontext() if is_running else hydra.initialize_config_dir(str(CONF), **HYDRA):
-        mixer: DictConfig = hydra.compose("config", overrides=[f"backbone={name}"]).backbone.mixer
-    return mixer
 
 
 def with_kernel(cell: Cell, kernel: str) -> Cell:

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from arch_bench import environment, scratch
 from arch_bench.complaint import one_line
-from arch_bench.config import Cell, ConfigError, Sweeping, cell_of, sweeping_of
+from arch_bench.config import Cell, ConfigError, Sweeping, read
+from arch_bench.jobs import composing
 from arch_bench.objects import made
 from arch_bench.results import RETRIED, load, sweep_up
 from arch_bench.space import shown
@@ -67,11 +70,15 @@ class Sweep:
     def add(self, cfg: DictConfig) -> None:
         """A composed cell."""
         try:
-            cell, sweeping = cell_of(cfg), sweeping_of(cfg)
+            cell, sweeping = read(cfg)
             self._cells.setdefault(_identity(cell), cell)
             self._agree(sweeping)
-        except ConfigError as error:
+        except (ConfigError, OmegaConfBaseException) as error:
             self._mistaken(one_line(error))
+
+    def mistake(self, error: BaseException, overrides: Sequence[str]) -> None:
+        """Note a cell that could not be composed; the others are run."""
+        self._mistaken(one_line(error, overrides))
 
     def _agree(self, sweeping: Sweeping) -> None:
         """Note what a cell says of the whole command, and whether another one says otherwise."""
@@ -256,10 +263,13 @@ class Announce(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         SWEEP.begin()
         Sweeper.validate_batch_is_legal = _count  # type: ignore[method-assign, assignment]
+        launcher: Any = Plugins.instance().class_name_to_class[_LAUNCHER]  # Hydra runs its file anew, and makes another
+        launcher.launch = composing(SWEEP.mistake)
 
 
-MANY = 50
-"""Cells that take five seconds to compose."""
+_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+MANY = 250
+"""Cells that take seconds to compose."""
 
 
 def _count(_: Sweeper, batch: Sequence[Sequence[str]]) -> None:

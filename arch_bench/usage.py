@@ -9,6 +9,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString
 
+_HERE = Path(__file__).resolve().parent
+CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())
+"""In a wheel the YAML lies inside the package, in a clone beside it."""
+HYDRA = {"version_base": "1.3"}
+"""Hydra warns when it is not told its version."""
 GROUPS = ("backbone", "task", "optim", "trainer", "logger", "protocol", "launcher", "experiment")
 
 _TEXT = """\
