@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import pickle
 import signal
 import sys
 import threading
 import time
-import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import lightning.pytorch as L
 import torch
@@ -28,7 +29,9 @@ from arch_bench.team import SOLO, Team
 _OURS = "arch_bench"
 """The entry of a checkpoint that Lightning knows nothing of."""
 _UNREADABLE = (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, pickle.PickleError)
-"""What reading a file raises that is torn, or no checkpoint."""
+"""What reading a file raises that is no checkpoint."""
+_PIECE = 2**22
+"""Bytes that are read at a time."""
 
 
 def path_of(cell: Cell) -> Path:
@@ -36,8 +39,38 @@ def path_of(cell: Cell) -> Path:
     return results.checkpoint_path(cell.results_dir, cell.model_dump())
 
 
+class _Sealed:
+    """A file that is written from its start to its end, and then gets its SHA-256."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def seal(self) -> None:
+        """Write the checksum, which torch leaves unread behind its archive."""
+        self._file.write(self._digest.digest())
+
+
+def _is_whole(file: IO[bytes]) -> bool:
+    """Whether a sealed file is as it was written; torch.load takes flipped bits for weights."""
+    digest = hashlib.sha256()
+    left = file.seek(0, os.SEEK_END) - digest.digest_size
+    file.seek(0)
+    while left > 0:
+        piece = file.read(min(left, _PIECE))
+        digest.update(piece)
+        left -= len(piece)
+    return digest.digest() == file.read()
+
+
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint into its own folder, all of it or none. Raises OSError, naming the file.
+    """Writes a checkpoint into its own folder, all of it or none, and sealed. Raises OSError, naming the file.
 
     What is to be loaded was read already: another sweep may have replaced or removed the file since then.
     """
@@ -52,7 +85,9 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
             with results.whole(Path(path)) as file:
-                torch.save(checkpoint, file)
+                sealed = _Sealed(file)
+                torch.save(checkpoint, cast("IO[bytes]", sealed))
+                sealed.seal()
         except RuntimeError as error:  # what torch's writer makes of a full disk
             raise OSError(f"{path}: {error}") from error
 
@@ -98,7 +133,7 @@ class Checkpoint(Callback):
     def find(self, team: Team = SOLO) -> Path | None:
         """What to go on from, the same on every rank.
 
-        A file that is torn, or was made by something else, is named on stderr and left alone.
+        A file that is damaged, or was made by something else, is named on stderr and left alone.
         """
         self.files.found, why = self._read()
         spent = self.files.found.get(_OURS, {}).get("spent")
@@ -114,8 +149,8 @@ class Checkpoint(Callback):
             return {}, ""
         try:
             with self._path.open("rb") as file:
-                if not zipfile.is_zipfile(file):
-                    raise ValueError
+                if not _is_whole(file):
+                    return {}, "is damaged: its content and its checksum differ"
                 file.seek(0)
                 saved = torch.load(file, map_location="cpu", weights_only=True)
             made_by = saved[_OURS]["made_by"]

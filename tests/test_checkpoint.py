@@ -248,7 +248,7 @@ def finder(cell: Cell, **data: str) -> checkpoint.Checkpoint:
     return checkpoint.Checkpoint(cell, torch.device("cpu"), dict(data))
 
 
-def test_a_file_that_is_torn_or_no_checkpoint_is_named_and_left(
+def test_a_file_that_is_damaged_or_no_checkpoint_is_named_and_left(
     stopped: Cell, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = saved(stopped)
@@ -259,12 +259,26 @@ def test_a_file_that_is_torn_or_no_checkpoint_is_named_and_left(
         assert finder(stopped).find() is None
         (line,) = capsys.readouterr().err.splitlines()
         assert str(path) in line
-        assert "cannot be read" in line
+        assert "is damaged: its content and its checksum differ: training starts afresh" in line
     for foreign in ([1], {}, {"arch_bench": {}}):
-        torch.save(foreign, path)
+        checkpoint.WholeFiles().save_checkpoint(foreign, path)  # type: ignore[arg-type]
         assert finder(stopped).find() is None
     assert capsys.readouterr().err.count("cannot be read") == 3
     assert {row.status for row in measured(stopped)} == {"ok"}, "training starts afresh"
+
+
+def test_no_flipped_bit_goes_on(stopped: Cell, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """torch.load takes what it finds: the checksums of its archive are written, and never read."""
+    path = saved(stopped)
+    good = path.read_bytes()
+    places = [*range(0, len(good), len(good) // 40), len(good) - 1]
+    for place in places:
+        path.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+        assert finder(stopped).find() is None
+    assert capsys.readouterr().err.count(f"{path} is damaged") == len(places)
+    rows = measured(stopped)
+    assert contents(rows) == contents(measured(stopped.model_copy(update={"results_dir": str(tmp_path / "whole")})))
+    assert {row.metrics["n_attempts"] for row in rows} == {1}
 
 
 def test_what_another_code_device_or_corpus_has_made_is_named_and_left(
