@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from arch_bench import usage
 from arch_bench.complaint import ConfigError, first_complaint, quoted
@@ -54,10 +55,22 @@ class Trainer(_Record):
     devices: Count
 
 
+_RESERVED = "/ \\ # ? % :"
+"""What W&B allows in no name of a project: the run would be lost, and nobody told."""
+
+
+def _named(name: str) -> str | None:
+    if len(name) > 128 or set(_RESERVED.split()) & set(name):
+        raise PydanticCustomError(
+            "name", f"needs at most 128 characters and none of {_RESERVED} (as WANDB_* may set it)"
+        )
+    return name or None
+
+
 class Logger(_Record):
     kind: Literal["wandb", "none"]
-    project: str | None
-    entity: str | None
+    project: Annotated[str, AfterValidator(_named)] | None
+    entity: Annotated[str, AfterValidator(_named)] | None
 
 
 class Match(_Record):

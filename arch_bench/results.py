@@ -212,6 +212,17 @@ def checkpoint_path(results_dir: str, config: dict[str, Any]) -> Path:
     return Path(results_dir) / "checkpoints" / f"{cell_key(config)}.ckpt"
 
 
+def run_id_path(results_dir: str, config: dict[str, Any]) -> Path:
+    """Where the name of the W&B run of that training is kept, as long as its checkpoint."""
+    return checkpoint_path(results_dir, config).with_suffix(".run")
+
+
+def forget_training(results_dir: str, config: dict[str, Any]) -> None:
+    """Remove what is kept of a training: its rows are on disk."""
+    for path in (checkpoint_path(results_dir, config), run_id_path(results_dir, config)):
+        path.unlink(missing_ok=True)
+
+
 def claim_path(results_dir: str, config: dict[str, Any]) -> Path:
     """Where it is noted that somebody runs a cell."""
     return Path(results_dir) / "claims" / f"{cell_key(config)}.lock"

@@ -71,7 +71,7 @@ def _completed(cell: Cell, say: Callable[[Row], None], seating: Seating) -> list
         fresh = [] if known else _seated(cell, shape, rows, seating)
         n_measured += sum(row.status not in RETRIED for row in fresh)
         if known and shape.kind == "quality":  # killed after it had saved them, it could not clear up
-            results.checkpoint_path(cell.results_dir, cell.model_dump()).unlink(missing_ok=True)
+            results.forget_training(cell.results_dir, cell.model_dump())
         is_mirrored |= shape.kind == "quality" and bool(fresh)  # by its process; if that was cut short, by the next
         for row in known or fresh:
             say(row)

@@ -70,19 +70,18 @@ def _run_shape(cell: Cell, shape: Shape, earlier: list[Row], place: Place | None
 
 
 def _saved(cell: Cell, shape: Shape, team: Team, earlier: list[Row], started: float) -> list[Row]:
-    from arch_bench import checkpoint
     from arch_bench.guard import guarded
 
     if shape.kind != "quality":
         outcomes = guarded(lambda: _outcomes(cell, shape, team, None), shape.lengths, shape.contender)
         rows = save(cell, shape, outcomes, _usage(cell, started))
     else:
-        with tracking.track(cell) as tracker:
+        with tracking.track(cell, trains=True) as tracker:
             outcomes = guarded(lambda: _outcomes(cell, shape, team, tracker.lightning), shape.lengths)
             rows = save(cell, shape, outcomes, _usage(cell, started))
             tracker.log_rows(earlier + rows)
     if shape.kind in TRAINED and not any(is_provisional(row, shape) for row in rows):
-        checkpoint.path_of(cell).unlink(missing_ok=True)
+        results.forget_training(cell.results_dir, cell.model_dump())
     return rows
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
@@ -20,7 +21,7 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from arch_bench import environment, scratch
+from arch_bench import environment, scratch, tracking
 from arch_bench.complaint import one_line
 from arch_bench.config import Cell, ConfigError, Sweeping, read
 from arch_bench.jobs import composing
@@ -46,6 +47,7 @@ class Sweep:
         """The user's, in one line each, told as they were found."""
         self.failures: dict[str, str] = {}
         """Cells of this command that crashed or ran out of time, with the reason."""
+        self._began = time.time()
         self._is_sweep = False
         self._cells: dict[str, Cell] = {}
         """Each once, however often it was given: a rate may be written as 1e-3 and as 0.001."""
@@ -188,13 +190,16 @@ class Sweep:
 
     def finish(self) -> None:
         """After a sweep: tables in the terminal, a report of each of its names on disk, what failed, and mistakes."""
-        if not self._is_sweep or not self._n_before:
+        if not self._n_before:
             return
-        for folder, name in sorted(self._reported):
-            self._report(folder, name)
-        self._tell_failures()
-        if self.mistakes:
-            print("\nmistakes, to be put right:", *self.mistakes, sep="\n  ")
+        if self._is_sweep:
+            for folder, name in sorted(self._reported):
+                self._report(folder, name)
+            self._tell_failures()
+            if self.mistakes:
+                print("\nmistakes, to be put right:", *self.mistakes, sep="\n  ")
+        if kept := tracking.kept_offline(self._cells.values(), self._began):
+            print(kept, file=sys.stderr)
 
     def _tell_failures(self) -> None:
         if self.failures:

@@ -6,17 +6,20 @@ Rows are on disk before they come here, so whatever fails here costs a line of w
 from __future__ import annotations
 
 import os
+import secrets
+import shlex
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from arch_bench import environment, results
 from arch_bench.config import Cell, first_complaint
 from arch_bench.results import Row
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
 
 INIT_TIMEOUT_S = 20.0
+LONGEST, LONGEST_TAG = 128, 64
+"""Characters of a name, and of a tag: W&B refuses a run whose are longer."""
 _IDENTITY = ("kind", "seq_len", "train_seq_len", "backbone", "task", "seed", "kernel", "precision", "status", "reason")
 
 
@@ -128,9 +133,12 @@ def _is_wanted(cell: Cell) -> bool:
 
 
 @contextmanager
-def track(cell: Cell) -> Iterator[Tracker]:
-    """The cell's tracker; its W&B run is finished on leaving, whatever happened, so that no other cell meets it."""
-    run = _start(cell) if _is_wanted(cell) else None
+def track(cell: Cell, *, trains: bool = False) -> Iterator[Tracker]:
+    """The cell's tracker; its W&B run is finished on leaving, whatever happened, so that no other cell meets it.
+
+    trains: whether there is a training, which goes on in the run of the attempt that was interrupted.
+    """
+    run = _begin(cell, trains=trains) if _is_wanted(cell) else None
     if run is None:
         yield Tracker()
         return
@@ -141,6 +149,12 @@ def track(cell: Cell) -> Iterator[Tracker]:
     finally:
         with _forgiving("finish"):
             run.finish(exit_code)
+
+
+def _begin(cell: Cell, *, trains: bool) -> Any:
+    with _forgiving("run"):
+        return _start(cell, _run_id(cell, trains=trains))
+    return None
 
 
 @contextmanager
@@ -164,36 +178,96 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _start(cell: Cell) -> Any:
+def _start(cell: Cell, run_id: str) -> Any:
     """A W&B run, online if possible, else offline; None if there can be neither."""
-    import wandb
-
-    folder = Path(cell.results_dir).resolve()
+    folder = folder_of(cell)
     folder.mkdir(parents=True, exist_ok=True)
-    for mode in ("online", "offline") if _can_go_online() else ("offline",):
-        with _forgiving(mode):
-            return wandb.init(
-                project=cell.logger.project,
-                entity=cell.logger.entity,
-                dir=folder,
-                mode=mode,
-                group=cell.name,
-                name=f"{cell.backbone_name} {cell.task_name} {cell.seq_len} seed {cell.seed}",
-                tags=[cell.backbone_name, cell.task_name],
-                config=cell.model_dump(),
-                settings=wandb.Settings(silent=True, init_timeout=INIT_TIMEOUT_S, x_transaction_log_flush_interval=1.0),
-            )
+    tags = _tags(cell)
+    modes: tuple[Literal["online", "offline"], ...] = ("online", "offline") if _wants("online") else ("offline",)
+    with environment.hidden([*environment.W_AND_B, *_SAID]):
+        import wandb
+
+        for mode in modes:
+            if mode == "online" and not _can_go_online():
+                continue
+            with _forgiving(mode):
+                return wandb.init(
+                    project=cell.logger.project or "arch-bench",
+                    entity=cell.logger.entity,
+                    dir=folder,
+                    mode=mode,
+                    id=run_id,
+                    resume="allow",
+                    allow_val_change=True,
+                    group=cell.name[:LONGEST],
+                    name=f"{cell.backbone_name} {cell.task_name} {cell.seq_len} seed {cell.seed}"[:LONGEST],
+                    tags=tags,
+                    config=cell.model_dump(),
+                    settings=wandb.Settings(
+                        silent=True,
+                        init_timeout=INIT_TIMEOUT_S,
+                        x_transaction_log_flush_interval=1.0,
+                        sagemaker_disable=True,  # it would rename the run
+                    ),
+                )
     return None
 
 
+_SAID = ("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_TAGS", "WANDB_MODE", "WANDB_DIR")
+"""Variables that are honoured, and what `init` is told comes from: one that W&B refuses would cost the mirror."""
+
+
+def folder_of(cell: Cell) -> Path:
+    """Return the folder in which W&B makes its own: WANDB_DIR, or that of the rows."""
+    return Path(os.environ.get("WANDB_DIR") or cell.results_dir).resolve()
+
+
+def _tags(cell: Cell) -> list[str]:
+    """Return the backbone, the task and what WANDB_TAGS lists, cut to the length that W&B allows."""
+    tags = [cell.backbone_name, cell.task_name, *os.environ.get("WANDB_TAGS", "").split(",")]
+    return list(dict.fromkeys(tag.strip()[:LONGEST_TAG] for tag in tags if tag.strip()))
+
+
+def _run_id(cell: Cell, *, trains: bool) -> str:
+    """Return the name of the cell's run: that of the training that it goes on with, or else a new one.
+
+    It is kept beside the checkpoint, and as long. A cell that is measured again is another run.
+    """
+    config = cell.model_dump()
+    path = results.run_id_path(cell.results_dir, config)
+    if trains and path.exists() and (found := path.read_text().strip()):
+        return found
+    run_id = f"{results.cell_key(config)}-{secrets.token_hex(4)}"
+    if trains:
+        with results.whole(path) as file:
+            file.write(run_id.encode())
+    return run_id
+
+
+def kept_offline(cells: Iterable[Cell], since: float) -> str:
+    """Return one line on the runs of these cells that were kept offline since then; empty if there are none."""
+    lines = []
+    for folder in sorted({folder_of(cell) / "wandb" for cell in cells if _is_wanted(cell)}):
+        n = sum(path.stat().st_mtime >= since for path in folder.glob("offline-run-*"))
+        if n:
+            shown = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+            what = "1 run is" if n == 1 else f"{n:,} runs are"
+            lines.append(f"W&B: {what} kept offline; to upload: wandb sync {shlex.quote(shown)}/offline-run-*")
+    return "\n".join(lines)
+
+
+def _wants(mode: str) -> bool:
+    return os.environ.get("WANDB_MODE", "online") == mode
+
+
 def _can_go_online() -> bool:
-    """Whether somebody is logged in (and did not ask for offline) and the server answers."""
+    """Whether somebody is logged in (and did not choose `wandb offline`) and the server answers."""
     import wandb
 
-    if os.environ.get("WANDB_MODE", "online") != "online":
-        return False
     with _forgiving("login"):
         session = wandb.setup(wandb.Settings(silent=True))  # which reads the environment; `Settings` alone does not
+        if session.settings.mode not in (None, "online"):
+            return False
         return wandb.login(prompt=False) and _is_reachable(session.settings.base_url)
     return False
 

@@ -16,7 +16,7 @@ from lightning.fabric.utilities import rank_zero
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger
 
-from arch_bench import environment, isolate, quality, run
+from arch_bench import environment, isolate, quality, run, server
 from arch_bench.config import Cell, cell_of, compose
 from arch_bench.results import Metrics
 from arch_bench.team import SOLO
@@ -105,22 +105,22 @@ def test_nothing_is_detected_where_a_phase_runs(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_server_of_processes_starts_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, str]] = []
-    monkeypatch.setattr(isolate.forkserver, "ensure_running", lambda: seen.append(dict(os.environ)))
+    monkeypatch.setattr(server.forkserver, "ensure_running", lambda: seen.append(dict(os.environ)))
     monkeypatch.setenv("RANK", "abc")
-    isolate._start_server()
+    server.start()
     assert [each.get("RANK") for each in seen] == [None]
 
 
 @pytest.mark.slow
 def test_a_fresh_process_imports_lightning_whatever_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning reads its rank as a number when it is imported, in the server that processes are forked from."""
-    isolate.forkserver._forkserver._stop()
+    server.forkserver._forkserver._stop()
     monkeypatch.setenv("RANK", "abc")
     monkeypatch.setenv("SLURM_PROCID", "")
     try:
         assert isolate.call(_rank, time_limit_s=60) == (0, None)
     finally:
-        isolate.forkserver._forkserver._stop()
+        server.forkserver._forkserver._stop()
 
 
 def _rank() -> tuple[int, str | None]:

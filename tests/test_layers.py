@@ -101,7 +101,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "isolate": {"answer", "console", "joblog", "module_path", "server"},
     "claim": set(),
     "mps": {"scratch"},
-    "tracking": {"config", "results"},
+    "tracking": {"config", "environment", "results"},
     "run": {
         *("claim", "config", "distributed", "guard", "isolate", "match", "measure", "precision", "results", "search"),
         *("shape", "tracking", "train_step", "kernels"),
@@ -125,7 +125,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "sweep": {
         *("complaint", "config", "environment", "jobs", "objects", "launchers", "plan", "protocol", "report"),
-        *("results", "scratch", "space"),
+        *("results", "scratch", "space", "tracking"),
     },
     "cli": {"complaint", "config", "console", "module_path", "objects", "sweep", "usage"},
     "__main__": {"cli", "module_path"},

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from arch_bench import isolate, results, run, tracking
-from arch_bench.config import Cell, cell_of, compose
+from arch_bench import environment, isolate, quality, results, run, tracking
+from arch_bench.config import Cell, ConfigError, Logger, cell_of, compose
 from arch_bench.optimizer import rate_factor
 from arch_bench.results import Outcome, Row
+from arch_bench.run import final
 from arch_bench.shape import Shape, Usage, run_shape, to_row
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what W&B's own imports warn of
@@ -113,6 +118,125 @@ def test_an_offline_run_holds_curves_config_rows_and_its_x_axis(tmp_path: Path) 
     assert (shown["bench/quality/token_accuracy"], shown["bench/quality/32/token_accuracy"]) == (short, long)
     assert "seq_len" not in shown, "the last one says nothing"
     assert exit_codes(found) == [0]
+
+
+def opened(log: Path) -> dict[str, Any]:
+    """What a run is called, as its log says."""
+    return next(record["run"] for record in records(log) if record["type"] == "run")
+
+
+OTHERS = [*(name for name in environment.W_AND_B if "*" not in name), "WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY"]
+
+
+def test_what_an_agent_or_a_shell_says_of_one_run_is_said_of_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    wandb.teardown()  # it reads its environment once
+    cells = [tiny(tmp_path, f"seed={seed}", "phases=[decode]", "decode.lengths=[16]") for seed in (0, 1)]
+    with monkeypatch.context() as patch:
+        for name in OTHERS:
+            patch.setenv(name, "a:b")  # much of which W&B refuses
+        patch.setenv("SM_TRAINING_ENV", "{}")
+        patch.setenv("TRAINING_JOB_NAME", "sagemaker")
+        patch.setenv("WANDB_TAGS", f"mine,,{'long' * 20}, mine")
+        patch.setenv("WANDB_NOTES", "as asked for")
+        for cell in cells:
+            measured(cell)
+        assert os.environ["WANDB_RUN_ID"] == "a:b"
+    wandb.teardown()
+    found = [opened(log) for log in runs(tmp_path)]
+    assert len({made["run_id"] for made in found}) == 2
+    for made, cell in zip(sorted(found, key=lambda made: made["display_name"]), cells, strict=True):
+        assert made["run_id"].startswith(results.cell_key(final(cell)[0].model_dump()))
+        assert (made["run_group"], made["display_name"]) == ("tracked", f"transformer mqar 16 seed {cell.seed}")
+        assert (made["project"], made["notes"]) == ("arch-bench", "as asked for")
+        assert made["tags"] == ["transformer", "mqar", "mine", ("long" * 20)[:64]]
+        assert "sweep_id" not in made
+
+
+def test_every_setting_that_names_a_run_is_ours_or_is_honoured() -> None:
+    """Read off W&B's own list, so that a new one is noticed."""
+    import wandb
+
+    naming = ("run_", "resume", "fork", "sweep", "launch", "entity", "project", "reinit", "config_", "job_name")
+    special = {"run_name": "name", "run_notes": "notes", "run_tags": "tags", "run_job_type": "job_type"}
+    fields = [special.get(name, name) for name in wandb.Settings.model_fields if name.startswith(naming)]
+    honoured = {"WANDB_NOTES", "WANDB_JOB_TYPE", *tracking._SAID, "WANDB_RESUMED"}  # the last is for reading
+    assert {f"WANDB_{name.upper()}" for name in fields} <= {*environment.W_AND_B, *honoured}
+
+
+@pytest.mark.parametrize("name", ["a", "a b", "a/b", "a\\b", "a#b", "a?b", "a%b", "a:b", "x" * 128, "x" * 129])
+def test_a_project_that_w_and_b_refuses_is_refused_before_anything_runs(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    try:
+        wandb.Settings(project=name)
+    except wandb.UsageError:
+        is_refused = True
+    else:
+        is_refused = False
+    with pytest.raises(ConfigError, match=r"logger\.project=") if is_refused else nullcontext():
+        assert cell_of(compose([f"logger.project='{name}'"])).logger.project == name
+    monkeypatch.setenv("WANDB_PROJECT", name)
+    with pytest.raises(ConfigError, match=r"logger\.project=") if is_refused else nullcontext():
+        assert cell_of(compose([])).logger.project == name
+    assert cell_of(compose(["logger.project=given"])).logger.project == "given"
+
+
+def test_project_and_team_come_from_the_environment_where_the_command_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert cell_of(compose([])).logger == Logger(kind="wandb", project="arch-bench", entity=None)
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    monkeypatch.setenv("WANDB_ENTITY", "team")
+    assert cell_of(compose([])).logger == Logger(kind="wandb", project="theirs", entity="team")
+    monkeypatch.setenv("WANDB_PROJECT", "")
+    assert cell_of(compose(["logger.entity=null"])).logger == Logger(kind="wandb", project=None, entity=None)
+
+
+def test_names_of_any_length_are_tracked(tmp_path: Path) -> None:
+    cell = tiny(tmp_path, "phases=[decode]", "decode.lengths=[16]", f"name={'n' * 200}")
+    measured(cell.model_copy(update={"backbone_name": "b" * 100, "task_name": "t" * 100}))
+    (log,) = runs(tmp_path)
+    assert opened(log)["tags"] == ["b" * 64, "t" * 64]
+
+
+def test_an_interrupted_training_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = tiny(tmp_path, "phases=[quality]", "eval_scales=[1]", "backbone=lstm")
+    with monkeypatch.context() as patch:
+        patch.setattr(quality.Watch, "on_validation_end", lambda *_: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            measured(cell)
+    (row,) = measured(cell)
+    assert row.metrics["n_attempts"] == 2
+    first, second = (records(log) for log in runs(tmp_path))
+    ids = [next(record["run"]["run_id"] for record in found if record["type"] == "run") for found in (first, second)]
+    assert ids[0] == ids[1]
+    curves = [[p["trainer/global_step"] for p in history(found) if "train/loss" in p] for found in (first, second)]
+    assert curves == [[10], [20]]
+    assert not list((tmp_path / "checkpoints").iterdir()), "the next training of this cell is another run"
+    measured(cell.model_copy(update={"rerun": True}))
+    assert len({opened(log)["run_id"] for log in runs(tmp_path)}) == 2
+
+
+def test_where_runs_are_kept_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [tiny(tmp_path / "a b", f"seed={seed}", "phases=[decode]", "decode.lengths=[16]") for seed in (0, 1)]
+    assert tracking.kept_offline(cells, 0) == ""
+    for cell in cells:
+        measured(cell)
+    line = f"W&B: 2 runs are kept offline; to upload: wandb sync '{tmp_path}/a b/wandb'/offline-run-*"
+    assert tracking.kept_offline(cells, 0) == line
+    assert tracking.kept_offline(cells, time.time() + 60) == "", "none of this command"
+    monkeypatch.chdir(tmp_path / "a b")
+    assert tracking.kept_offline(cells, 0).endswith("wandb sync wandb/offline-run-*")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "other"))
+    assert tracking.kept_offline(cells, 0) == ""
+    measured(tiny(tmp_path / "rows", "phases=[decode]", "decode.lengths=[16]"))
+    assert len(runs(tmp_path / "other")) == 1
 
 
 def test_the_table_of_runs_says_what_is_of_which_length_and_how_it_ended(tmp_path: Path) -> None:
