@@ -178,7 +178,9 @@ def test_phase_settings_are_not_in_the_key_and_still_tell_timings_apart() -> Non
 
 def test_a_failed_cell_that_knows_only_the_type_of_its_device_joins_the_named_one() -> None:
     assert series([timing(), failure("mamba", "speed", 64, seed=1)]) == {"mamba"}
-    assert series([score(), score(device="GPU Y", seed=1)]) == {"mamba device=GPU X", "mamba device=GPU Y"}
+    assert Study([score(), failure("mamba", "quality", 64, seed=1)]).labels.tasks == ["mqar"]
+    apart = Study([score(), score(device="GPU Y", seed=1)])
+    assert apart.labels.tasks == ["mqar device=GPU X", "mqar device=GPU Y"]
 
 
 def test_experiments_are_told_apart_only_where_they_measured_the_same() -> None:
@@ -555,6 +557,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_every_column_of_a_row_reaches_the_csv() -> None:
     header = folder.rows_csv([score()]).decode().splitlines()[0].split(",")
     flat = {name.partition(".")[0] for name in header}
-    assert flat >= {field.name for field in dataclasses.fields(Row)} - {"versions", "data", "curve"}, "these may be empty"
+    assert flat >= {field.name for field in dataclasses.fields(Row)} - {"versions", "data", "curve"}, (
+        "these may be empty"
+    )
     assert "metrics.token_accuracy" in header
     assert dials.flatten({"a": {"b": [1]}}) == {"a.b": "[1]"}

@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 from test_report import decode, failure, row, score, timing
 
-from arch_bench.report import build, cost_tables, crossovers, folder, fronts, metrics, search_table, summary, tables
+from arch_bench.report import (
+    build,
+    cost_tables,
+    crossovers,
+    folder,
+    fronts,
+    metrics,
+    panels,
+    search_table,
+    summary,
+    tables,
+)
 from arch_bench.report.facets import Facet
 from arch_bench.report.findings import findings
 from arch_bench.report.provenance import provenance
@@ -93,9 +104,84 @@ def test_rankings_are_of_one_device() -> None:
     assert [len(shown.entries) for of in section.rankings for shown in of[:1]] == [12, 12]
 
 
+def tasks(rows: list[Row]) -> list[str]:
+    return Study(rows).tasks("quality")
+
+
 def test_scores_on_several_devices_say_so_also_if_each_backbone_had_its_own() -> None:
-    series = Study([score("a", device=H200), score("b", device=A100)]).labels.series
-    assert series == ["a device=NVIDIA H200", "b device=NVIDIA A100"]
+    rows = [score("a", device=H200), score("b", device=A100)]
+    assert tasks(rows) == ["mqar device=NVIDIA A100", "mqar device=NVIDIA H200"]
+    assert Study(rows).labels.series == ["a", "b"]
+
+
+# What was learned otherwise is no rival
+
+RECIPES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "pairs": ("n_pairs", {"task": {"n_pairs": 2}}, {"task": {"n_pairs": 8}}),
+    "words": ("vocab_size", {"task": {"vocab_size": 64}}, {"task": {"vocab_size": 512}}),
+    "steps": ("max_steps", {"trainer": {"max_steps": 100}}, {"trainer": {"max_steps": 400}}),
+    "batch": ("batch_size", {"trainer": {"batch_size": 8}}, {"trainer": {"batch_size": 64}}),
+    "stop": ("stop_at", {"trainer": {"stop_at": 0.9}}, {"trainer": {"stop_at": None}}),
+    "decay": ("weight_decay", {"optim": {"weight_decay": 0.0}}, {"optim": {"weight_decay": 0.1}}),
+    "schedule": ("schedule", {"optim": {"schedule": "cosine"}}, {"optim": {"schedule": "constant"}}),
+    "betas": ("betas", {"optim": {"betas": [0.9, 0.95]}}, {"optim": {"betas": [0.9, 0.999]}}),
+}
+
+
+@pytest.mark.parametrize("other", ["mamba", "lstm"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_other_tasks_budgets_and_recipes_share_no_panel_no_ranking_and_no_baseline(recipe: str, other: str) -> None:
+    dial, one, two = RECIPES[recipe]
+    rows = [score(seed=n, accuracy=0.9 + n / 100, config=one) for n in range(3)]
+    guess = {"token_accuracy": 0.1, "baseline_chance": 0.05, "baseline_value_set": 0.5}
+    rows += [score(other, seed=n, metrics=guess, config=two, key=f"two{other}") for n in range(3)]
+    study = Study(rows)
+    names = study.tasks("quality")
+    assert len(names) == 2
+    assert all(f"{dial}=" in name for name in names)
+    ((first, second),) = panels.quality(study)
+    assert sorted(first.facet.task for first in (first, second)) == sorted(names)
+    assert sorted(study.best_baseline(name, 64) or () for name in names) == [("value set", 0.125), ("value set", 0.5)]
+    told = findings(study)
+    assert sum(text.startswith("On mqar") for text in told) == 2
+    assert not any("is ahead of" in text or "is last" in text or "scores best" in text for text in told)
+
+
+def test_what_makes_a_backbone_itself_stays_in_one_panel_and_is_listed() -> None:
+    one = {"d_model": 64, "optim": {"lr": 0.1}, "backbone": {"mixer": {"n_heads": 4}}}
+    two = {"d_model": 80, "optim": {"lr": 0.01}, "backbone": {"mixer": {"d_state": 16}}}
+    rows = [score("a", config=one), score("b", config=two)]
+    assert tasks(rows) == ["mqar"]
+    assert "d_model (80 for b, else 64)" in told(rows)
+    assert "lr (0.1 for a, else 0.01)" in told(rows)
+
+
+def test_a_corpus_that_changed_under_its_path_is_another_task() -> None:
+    bits: dict[str, Any] = {"metrics": {"bits_per_byte": 1.5}, "task": "text"}
+    rows = [row("a", data={"sha256": "1" * 64}, key="x", **bits), row("b", data={"sha256": "2" * 64}, key="y", **bits)]
+    assert tasks(rows) == ["text corpus=11111111", "text corpus=22222222"]
+    assert tasks([rows[0], row("a", status="diverged", task="text", key="x", seed=1)]) == ["text"]
+
+
+def test_a_baseline_is_never_a_mean() -> None:
+    def at(trained: int, guess: float) -> Row:
+        metrics = {"token_accuracy": 0.9, "baseline_value_set": guess}
+        return row("a", "quality", 128, train_seq_len=trained, metrics=metrics, config={"task": {"n_pairs": trained}})
+
+    assert Study([at(64, 0.1), at(128, 0.05)]).best_baseline("mqar", 128) == ("value set", 0.05), "that of its length"
+    assert Study([at(32, 0.1), at(64, 0.05)]).best_baseline("mqar", 128) == ("value set", 0.1), "else the hardest"
+
+
+def test_a_score_meets_the_cost_of_its_task_whatever_its_budget() -> None:
+    rows = [score(name, config={"trainer": {"max_steps": n}}) for name in "ab" for n in (100, 400)]
+    rows += [timing("a", 5), timing("b", 6)]
+    found = [(each.facet.task, len(each.rivals)) for of in fronts.fronts(Study(rows)) for each in of]
+    assert {task for task, _ in found} == {"mqar max_steps=100", "mqar max_steps=400"}
+    assert {n for _, n in found} == {2}
+    pairs = [score(name, config={"task": {"n_pairs": n}}) for name in "ab" for n in (2, 8)]
+    pairs += [timing(name, n, config={"task": {"n_pairs": n}}) for name in "ab" for n in (2, 8)]
+    (two, eight) = (of[0] for of in fronts.fronts(Study(pairs)))
+    assert (two.priced.task, eight.priced.task) == ("mqar n_pairs=2", "mqar n_pairs=8")
 
 
 # Other conditions, and what no name tells
@@ -103,9 +189,10 @@ def test_scores_on_several_devices_say_so_also_if_each_backbone_had_its_own() ->
 
 def test_precisions_and_numbers_of_devices_are_named_also_if_each_backbone_has_its_own() -> None:
     rows = [timing("a", precision="bf16"), timing("b", precision="fp32")]
-    assert Study(rows).labels.series == ["a precision=bf16", "b precision=fp32"]
+    assert Study(rows).tasks("speed") == ["mqar precision=bf16", "mqar precision=fp32"]
+    assert not any("fastest" in text for text in findings(Study(rows)))
     rows = [timing("a"), timing("b", config={"trainer": {"devices": 2, "strategy": "single"}})]
-    assert Study(rows).labels.series == ["a devices=1", "b devices=2"], "rows from before that dial had one device"
+    assert Study(rows).tasks("speed") == ["mqar devices=1", "mqar devices=2"], "rows from before had one device"
 
 
 def test_a_depth_that_only_some_backbones_have_is_told_twice() -> None:
@@ -191,9 +278,9 @@ def test_a_search_is_of_one_device() -> None:
     trial = {"study": "s", "number": 0, "values": {"optim.lr": 0.1}}
     kept: dict[str, Any] = {"metrics": {"val_loss_nats": 1.0}, "config": {"trial": trial}}
     found = search_table.searches(Study([row("mamba", "scan", device=device, **kept) for device in (H200, A100)]))
-    assert [(search.series, len(search.rows)) for search in found] == [
-        ("mamba device=NVIDIA A100", 1),
-        ("mamba device=NVIDIA H200", 1),
+    assert [(search.task, len(search.rows)) for search in found] == [
+        ("mqar device=NVIDIA A100", 1),
+        ("mqar device=NVIDIA H200", 1),
     ]
 
 
@@ -209,7 +296,9 @@ def test_lists_in_names_are_told_apart() -> None:
 
 def test_values_with_spaces_are_told_apart() -> None:
     labels = Study([score(device=device) for device in (H200, A100)]).labels
-    assert not labels.agree(*labels.series)
+    assert not labels.is_one_task(*labels.tasks)
+    kernels = Study([score(config={"kernel": kernel}) for kernel in ("one way", "other way")]).labels
+    assert not kernels.agree(*kernels.series)
 
 
 def test_a_front_is_of_the_device_where_most_have_a_cost() -> None:

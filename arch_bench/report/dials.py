@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -54,6 +54,12 @@ RATE = "optim.lr"
 """What a scan tries several of: there it tells nothing apart."""
 CONDITIONS = {"device", "precision", "trainer.devices", "trainer.strategy"}
 """Where and how cells run. Names tell these also where each backbone has one value and others have another."""
+RECIPE = ("task.", "trainer.", "optim.")
+"""Dials that begin so say what is learned, for how long and by which recipe. With `CONDITIONS`, they give rows a panel
+of their own, also where each backbone has one value: what was trained otherwise is no rival. The rate is none of them:
+it is chosen for each backbone."""
+CORPUS = "task.corpus"
+"""The hash of the text that was read: a corpus may have changed under one path."""
 NEVER_FOLLOWS = {"d_model", "n_layers", "kernel", *CONDITIONS}
 """These are a choice even if the rows show just one value per length; others may be a function of the length."""
 
@@ -70,6 +76,8 @@ class Labels:
     """Series -> the dials in its name."""
     dials: list[str] = field(default_factory=list)
     """The dials that the names show, in full."""
+    of_task: dict[str, tuple[str, dict[str, Value]]] = field(default_factory=dict)
+    """Name of a task -> the task, and the dials in that name."""
     subjects: list[str] = field(default_factory=list)
     """What kernels are for, in order: a backbone, with its dials as in the name of a series."""
     names: dict[Identity, tuple[str, str]] = field(default_factory=dict)
@@ -93,8 +101,12 @@ class Labels:
 
     def agree(self, one: str, other: str) -> bool:
         """Whether two series share the value of every dial that both names show."""
-        first, second = self.shown[one], self.shown[other]
-        return all(first[dial] == second[dial] for dial in first.keys() & second)
+        return _agree(self.shown[one], self.shown[other])
+
+    def is_one_task(self, one: str, other: str) -> bool:
+        """Whether two names are of one task, with the same value of every dial that both show."""
+        (first, some), (second, others) = self.of_task[one], self.of_task[other]
+        return first == second and _agree(some, others)
 
 
 class Place(NamedTuple):
@@ -125,9 +137,9 @@ class Measured:
 def label(rows: Sequence[Row]) -> Labels:
     """Name every row: the backbone with the dials that tell its rows apart; dials of the task go to the task's name.
 
-    A dial counts when it takes several values within one (backbone, task), one of `CONDITIONS` also when it does
-    between backbones. It is left out when its value follows from the training length or from dials already named:
-    d_head from d_model, a position table from the length.
+    A dial counts when it takes several values within one (backbone, task), one that `splits` also when it does between
+    backbones; those stand in the task's name and so give rows another panel. It is left out when its value follows
+    from the training length or from dials already named: d_head from d_model, a position table from the length.
     """
     names = devices.known(rows)
     cells = measured(rows, names)
@@ -180,12 +192,15 @@ def measured(rows: Sequence[Row], names: Mapping[str, str]) -> dict[Identity, Me
     cells: dict[Identity, Measured] = {}
     known = {f"{group}.{name}" for row in rows for group in results.ADDED for name in row.config.get(group, {})}
     neutral = {dial: value for dial, value in flatten(results.ADDED).items() if dial in known}
+    corpora = {row.key: str(row.data["sha256"])[:8] for row in rows if row.data.get("sha256")}
     for row in rows:
         if (this := identity(row, names)) not in cells:
             config = neutral | flatten(row.config)
             asked = {dial: value for dial, value in config.items() if _is_dial(dial, row.kind)}
             place = _place(row, device := devices.device(row, names))
             ran = {"precision": row.precision, "device": device, "experiment": row.experiment}
+            if row.kind in facets.TRAINED:
+                ran[CORPUS] = corpora.get(row.key, "")
             dials = asked | {dial: value for dial, value in ran.items() if value}
             cells[this] = Measured(place, row.train_seq_len, row.seed, dials)
     return cells
@@ -221,13 +236,13 @@ def _telling(cells: Sequence[Measured]) -> list[str]:
 def _refines(cells: Sequence[Measured], kept: Sequence[str], dial: str) -> bool:
     """Whether `dial` separates cells that the dials in `kept` leave together."""
     seen: dict[tuple[Any, ...], Value] = {}
-    is_condition = dial in CONDITIONS
-    kept = [name for name in kept if name in CONDITIONS] if is_condition else kept
+    is_of_panel = splits(dial)
+    kept = [name for name in kept if splits(name)] if is_of_panel else kept
     for cell in cells:
         if dial in cell.dials:
             length = 0 if dial in NEVER_FOLLOWS else cell.train_seq_len
             seed = cell.seed if dial == "experiment" else 0  # a second experiment may just add seeds
-            place = cell.place._replace(backbone="", contender="") if is_condition else cell.place
+            place = cell.place._replace(backbone="", contender="") if is_of_panel else cell.place
             group = (place, length, seed, *(cell.dials.get(name) for name in kept))
             if seen.setdefault(group, cell.dials[dial]) != cell.dials[dial]:
                 return True
@@ -238,9 +253,10 @@ def _name_models(labels: Labels, cells: Mapping[Identity, Measured]) -> None:
     tasks: dict[tuple[Any, ...], str] = {}
     series: dict[tuple[Any, ...], tuple[str, str]] = {}
     for this, cell in cells.items():
-        task_order, task = _name(cell, cell.place.task, labels.dials, is_task=True)
-        order, name = _name(cell, cell.place.backbone, labels.dials)
+        task_order, task = _name(cell, cell.place.task, labels.dials, splits)
+        order, name = _name(cell, cell.place.backbone, labels.dials, lambda dial: not splits(dial))
         tasks[task_order] = task
+        labels.of_task[task] = cell.place.task, {dial: cell.dials[dial] for dial, _ in task_order[1:]}
         series[order] = (name, cell.place.backbone)
         labels.shown[name] = {dial: cell.dials[dial] for dial, _ in order[1:]}
         labels.names[this] = (task, name)
@@ -252,16 +268,27 @@ def _name_models(labels: Labels, cells: Mapping[Identity, Measured]) -> None:
 def _name_kernels(labels: Labels, cells: Mapping[Identity, Measured]) -> None:
     subjects: dict[tuple[Any, ...], str] = {}
     for this, cell in cells.items():
-        order, name = _name(cell, cell.place.backbone, labels.dials)
+        order, name = _name(cell, cell.place.backbone, labels.dials, lambda dial: not dial.startswith("task."))
         subjects[order] = name
         labels.names[this] = (name, cell.place.contender)
     labels.subjects = [subjects[order] for order in sorted(subjects)]
 
 
-def _name(cell: Measured, base: str, dials: Sequence[str], is_task: bool = False) -> tuple[tuple[Any, ...], str]:
-    """(sort key, name) of a base and those of the dials that are the task's, or are not, and that the cell has."""
+def splits(dial: str) -> bool:
+    """Return whether a dial belongs to the name of the task: rows that differ in it share no panel."""
+    return dial in CONDITIONS or (dial.startswith(RECIPE) and dial != RATE)
+
+
+def _agree(first: Mapping[str, Value], second: Mapping[str, Value]) -> bool:
+    return all(first[dial] == second[dial] for dial in first.keys() & second)
+
+
+def _name(
+    cell: Measured, base: str, dials: Sequence[str], is_part: Callable[[str], bool]
+) -> tuple[tuple[Any, ...], str]:
+    """(sort key, name) of a base and of those dials that are part of the name and that the cell has."""
     leaves = [leaf(dial) for dial in dials]
-    present = [dial for dial in dials if dial in cell.dials and dial.startswith("task.") == is_task]
+    present = [dial for dial in dials if dial in cell.dials and is_part(dial)]
     if cell.place.device and "device" in present:
         present.remove("device")  # a panel of its own says it
     parts = [f"{leaf(dial) if leaves.count(leaf(dial)) == 1 else dial}={show(cell.dials[dial])}" for dial in present]

@@ -104,7 +104,8 @@ def _front(study: Study, facet: Facet, trained: int, cost: Metric) -> Front | No
     metric = study.headline(facet.task)
     scored = {group: of[trained] for group, of in study.of(facet, metric).items() if group.train_seq_len == trained
               and trained in of}  # fmt: skip
-    every = [_priced(study, scored, priced, cost) for priced in study.facets(cost.kind) if priced.task == facet.task]
+    same = [each for each in study.facets(cost.kind) if study.labels.is_one_task(each.task, facet.task)]
+    every = [_priced(study, scored, priced, cost) for priced in same]
     found = [each for each in every if each]
     return min(found, key=lambda each: (facets.place(each.priced.batching), -len(each.rivals)), default=None)
 
@@ -116,7 +117,7 @@ def _priced(study: Study, scored: Mapping[Group, Point], priced: Facet, cost: Me
     shared = [length for length in set(lengths) if lengths.count(length) > 1]
     if not shared:
         return None
-    task, trained = priced.task, next(iter(scored)).train_seq_len
+    task, trained = next(iter(scored)).task, next(iter(scored)).train_seq_len
     metric = study.headline(task)
     length = min(shared, key=lambda n: (abs(math.log2(n / trained)), -n))
     rivals = [Rival(group, scored[group], of[length]) for group, of in prices.items() if length in of]

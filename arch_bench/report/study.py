@@ -144,9 +144,8 @@ class Study:
         """Name -> length -> what that guess scores in the headline metric."""
         if task not in self._baselines:
             groups = self.groups("quality", Facet(task))
-            self._baselines[task] = baselines(
-                row for g in groups for rows in self.index["quality"][g].values() for row in rows
-            )
+            rows = [row for g in groups for rows in self.index["quality"][g].values() for row in rows]
+            self._baselines[task] = baselines(rows, self.headline(task).sign)
         return self._baselines[task]
 
     def best_baseline(self, task: str, length: int) -> tuple[str, float] | None:
@@ -177,14 +176,19 @@ def parted(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
     return found
 
 
-def baselines(rows: Iterable[Row]) -> dict[str, dict[int, float]]:
-    """Name of a guess -> length -> its score, the mean over rows."""
-    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+def baselines(rows: Iterable[Row], sign: int) -> dict[str, dict[int, float]]:
+    """Name of a guess -> length -> its score: that of rows trained at that length, if there are any.
+
+    Of several (a guess may depend on the length of training) the hardest to beat, and never their mean, which is what
+    nobody scores. sign: 1 if more is better, else -1.
+    """
+    found: dict[str, dict[int, list[tuple[bool, float]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         for name in row.metrics:
             if name.startswith("baseline_") and (value := number(row, name)) is not None:
-                found[name.removeprefix("baseline_").replace("_", " ")][row.seq_len].append(value)
-    return {name: {n: float(np.mean(of[n])) for n in sorted(of)} for name, of in sorted(found.items())}
+                known = found[name.removeprefix("baseline_").replace("_", " ")][row.seq_len]
+                known.append((row.train_seq_len == row.seq_len, sign * value))
+    return {name: {n: sign * max(of[n])[1] for n in sorted(of)} for name, of in sorted(found.items())}
 
 
 def number(row: Row, name: str) -> float | None:
