@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -29,12 +30,20 @@ class Curve(NamedTuple):
     grad_norm: float
 
 
+def bytes_per_token_of(task: Task) -> dict[str, float] | None:
+    """Return the bytes of a token in `val` and in `test`: the words of one may be longer. None without any."""
+    found = {"val": task.for_split("validation").bytes_per_token, "test": task.for_split("test").bytes_per_token}
+    return {split: mean for split, mean in found.items() if mean is not None} or None
+
+
 class LitSequence(L.LightningModule):
     """Trains a backbone on any task; validation and test report the same micro-averaged metrics.
 
     Lightning's "batch" is a block of several: `training_step` takes them one optimiser step each and never waits for
     the device. Steps are counted as Lightning counts them, so `global_step`, `max_steps`, checkpoints and the axes of
     a logger mean optimiser steps. What a block measured is logged when the next one is under way.
+
+    bytes_per_token: of `val` and `test`, by which the loss is shared out where it is counted in bits per byte.
     """
 
     def __init__(
@@ -43,7 +52,7 @@ class LitSequence(L.LightningModule):
         *,
         precision: str,
         trained_len: int,
-        bytes_per_token: float | None,
+        bytes_per_token: Mapping[str, float] | None,
         tolerance: float | None,
     ) -> None:
         super().__init__()
@@ -140,7 +149,7 @@ class LitSequence(L.LightningModule):
         mean_loss = loss.sum() / max(1, n_scored)
         self._log(f"{split}/{'loss_nats' if self._tolerance is None else 'mse'}", mean_loss, n_scored)
         if self._bytes_per_token is not None:
-            self._log(f"{split}/bits_per_byte", mean_loss / math.log(2) / self._bytes_per_token, n_scored)
+            self._log(f"{split}/bits_per_byte", mean_loss / math.log(2) / self._bytes_per_token[split], n_scored)
         self._score(f"{split}/", batch, is_right)
         if split == "test" and self.tested is not None:
             self._log_beyond(is_right, batch)
@@ -163,7 +172,12 @@ class LitSequence(L.LightningModule):
         mean_loss = (loss * mask).sum() / max(1, n_scored)
         self._log(f"test/loss_nats/{name}", mean_loss, n_scored)
         if self._bytes_per_token is not None:
-            self._log(f"test/bits_per_byte/{name}", mean_loss / math.log(2) / self._bytes_per_token, n_scored)
+            per_byte = mean_loss / math.log(2) / self._bytes_per_token["test"]
+            n_bytes = self.tested.bytes_of(batch.targets[mask]) if self.tested is not None else None
+            if n_bytes is not None:  # those of the slice, whose tokens may be longer than others
+                n_scored = int(n_bytes.sum())
+                per_byte = (loss * mask).sum() / math.log(2) / max(1, n_scored)
+            self._log(f"test/bits_per_byte/{name}", per_byte, n_scored)
 
     def _score(self, prefix: str, batch: Scored, is_right: Tensor) -> None:
         is_scored = batch.targets != IGNORE

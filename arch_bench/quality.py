@@ -17,7 +17,7 @@ from arch_bench.checkpoint import Checkpoint
 from arch_bench.config import Cell
 from arch_bench.data import TaskData
 from arch_bench.guard import Diverged, guarded
-from arch_bench.lit import LitSequence
+from arch_bench.lit import LitSequence, bytes_per_token_of
 from arch_bench.measure import pick_device
 from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
@@ -95,7 +95,7 @@ def _train(cell: Cell, logger: Logger | None, team: Team) -> _Trained:
         step,
         precision=precision,
         trained_len=task.seq_len,
-        bytes_per_token=task.bytes_per_token,
+        bytes_per_token=bytes_per_token_of(task),
         tolerance=task.tolerance,
     )
     data = _data(cell, task, device, team)

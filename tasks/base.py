@@ -103,6 +103,13 @@ class Task(ABC):
         """
         return {}
 
+    def bytes_of(self, targets: Tensor) -> Tensor | None:
+        """Count the bytes of the text that each target stands for: what the loss of a slice is shared by.
+
+        None: every target counts as `bytes_per_token`.
+        """
+        return None
+
     def word(self, token: int) -> str:
         """How a token is written for people, in a few characters."""
         return str(token)

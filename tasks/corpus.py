@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import NotRequired, TypedDict, Unpack, get_args
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from tasks import documents
 from tasks.base import Split
@@ -125,6 +127,9 @@ class Corpus(Windowed):
 
     def bytes_per_token_of(self, split: Split) -> float:
         return 1.0
+
+    def n_bytes(self, device: torch.device) -> Tensor:
+        return torch.ones(self.vocab_size, dtype=torch.long, device=device)
 
     @cached_property
     def _numbers(self) -> PagedBytes:

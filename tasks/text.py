@@ -98,6 +98,9 @@ class Text(Task):
         is_known = torch.arange(inputs.shape[1], device=inputs.device) < inputs.shape[1] - 1
         return {"recall": is_recall, "other": ~is_recall & is_known, **octaves(inputs)}
 
+    def bytes_of(self, targets: Tensor) -> Tensor:
+        return self.tokens.n_bytes(targets.device)[targets]
+
     def word(self, token: int) -> str:
         return self.tokens.word(token)
 

@@ -162,6 +162,9 @@ class Tokens(Windowed):
         start, end = self.ranges[split]
         return self.facts["n_bytes"][split] / (end - start)
 
+    def n_bytes(self, device: torch.device) -> Tensor:
+        return torch.from_numpy(self.vocabulary.n_bytes).to(device)
+
     @property
     def token_bytes(self) -> int:
         return _dtype(self.vocab_size).itemsize

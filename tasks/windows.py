@@ -60,6 +60,10 @@ class Windowed(ABC):
     def bytes_per_token_of(self, split: Split) -> float:
         """Bytes of the text that a token of the split stands for, on average: what its bits are shared by."""
 
+    @abstractmethod
+    def n_bytes(self, device: torch.device) -> Tensor:
+        """Bytes of the text that each token stands for: (vocab_size,)."""
+
     @property
     @abstractmethod
     def token_bytes(self) -> int:

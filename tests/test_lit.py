@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,19 @@ def test_a_model_does_not_depend_on_how_often_it_is_validated(tmp_path: Path) ->
         found.append(parameters(model))
     for other in found[1:]:
         assert all(torch.equal(other[name], p) for name, p in found[0].items())
+
+
+def test_each_split_is_counted_by_its_own_bytes(tmp_path: Path) -> None:
+    model, data = parts(n_steps=10, val_every=10)
+    model._bytes_per_token = {"val": 2.0, "test": 3.0}
+    run = trainer(data, tmp_path, n_steps=10)
+    for split, n_bytes in (("val", 2.0), ("test", 3.0)):
+        loaders = data.val_dataloader() if split == "val" else data.test_loader(data._task, 2)
+        test = run.validate if split == "val" else run.test
+        test(model, dataloaders=loaders, verbose=False)
+        found = {name: value.item() for name, value in run.callback_metrics.items()}
+        per_token = found[f"{split}/loss_nats"] / math.log(2)
+        assert found[f"{split}/bits_per_byte"] == pytest.approx(per_token / n_bytes, rel=1e-6)
 
 
 def test_early_stopping_ends_at_a_validation(tmp_path: Path) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from arch_bench import results
 from arch_bench.config import Cell, cell_of, compose
+from arch_bench.lit import bytes_per_token_of
 from arch_bench.objects import build
 from arch_bench.run import run_cell
+from tasks.base import stream
 
+CPU = torch.device("cpu")
 SMALL = "backbone=lstm d_model=16 n_layers=1 phases=[quality] logger=none isolate=false device=cpu"
 BRIEF = "trainer.max_steps=4 trainer.val_every=4 trainer.batch_size=8 trainer.n_val_batches=1 trainer.n_test_batches=2"
 
@@ -48,6 +53,36 @@ def test_a_training_tells_its_budget_and_its_curve(tmp_path: Path) -> None:
     (path,) = tmp_path.glob("rows/*-quality-16-*.json")
     assert results.read(path).curve == curve
     assert '"step": [2, 4, 5]' in path.read_text(), "one line, however long the curve"
+
+
+def test_a_slice_is_counted_by_the_bytes_of_its_own_tokens(tmp_path: Path) -> None:
+    """Where recall helps, byte pairs are longer."""
+    corpus = tmp_path / "a.txt"
+    corpus.write_text(
+        " ".join(random.Random(0).choices(["of", "reproducibility", "measurements", "a", "b", "7"], k=9000))
+    )
+    text = ["task=text", f"task.path={corpus}", f"task.cache_dir={tmp_path}", "task.tokenizer=bpe"]
+    one = cell(tmp_path, *text, "task.bpe_vocab_size=270", "seq_len=16", "eval_scales=[1]")
+    (row,) = run_cell(one, say=lambda row: None)
+    task = build(one, "task").for_split("test")
+    batches = [task.sample(8, stream(0, "test", i, CPU), CPU) for i in range(2)]
+    ratios = set()
+    for name in ("recall", "other", "position_8"):
+        masks = [task.slices(batch.inputs)[name] for batch in batches]
+        targets = torch.cat([batch.targets[mask] for batch, mask in zip(batches, masks, strict=True)])
+        ratio = sum(len(task.tokens.vocabulary.tokens[token]) for token in targets.tolist()) / len(targets)
+        nats: Any = row.metrics[f"loss_nats/{name}"]
+        assert row.metrics[f"bits_per_byte/{name}"] == pytest.approx(nats / math.log(2) / ratio, rel=1e-4), name
+        ratios.add(round(ratio, 3))
+    assert len(ratios) == 3
+
+
+def test_the_words_of_validation_may_be_longer_than_those_of_the_test(tmp_path: Path) -> None:
+    corpus = tmp_path / "a.txt"
+    corpus.write_text("é" + "a" * 1798 + "é" * 50 + "a" * 100, encoding="utf-8")
+    text = [f"task.path={corpus}", f"task.cache_dir={tmp_path}", "task.tokenizer=characters", "seq_len=16"]
+    assert bytes_per_token_of(build(cell(tmp_path, "task=text", *text), "task")) == {"val": 2.0, "test": 1.0}
+    assert bytes_per_token_of(build(cell(tmp_path, "task=mqar"), "task")) is None
 
 
 def test_a_string_is_generated_too(tmp_path: Path) -> None:

@@ -45,6 +45,6 @@ def test_different_seeds_have_different_weights() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 1 << 63, 1 << 64, 1 << 200])
 def test_a_seed_that_cannot_be_is_refused_in_one_line(seed: int) -> None:
-    with pytest.raises(ConfigError, match="^seed=.*: (needs an integer of less than 64 bits|input should be)") as refused:
+    with pytest.raises(ConfigError, match=r"^seed=.*: (needs an integer|input should be)") as refused:
         cell_of(compose([f"seed={seed}"]))
     assert "\n" not in str(refused.value)
