@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from hydra.errors import HydraException
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from arch_bench.complaint import one_line
 from arch_bench.config import CONF, Cell, ConfigError, cell_of, compose
+from arch_bench.console import leavable
 from arch_bench.objects import allowed_targets, build
 from arch_bench.usage import options
 from tasks.base import IGNORE, Task, stream
@@ -28,23 +30,43 @@ Tasks: {tasks}
 """
 LABELS = ("position", "token", "target")
 CPU = torch.device("cpu")
+MOST = 100_000
+"""Examples that are drawn, and shown, at once."""
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 a bug (with its traceback), 2 the user's mistake (one line)."""
-    arguments = sys.argv[1:]
+    """Exit codes: 0 done, 1 a bug (with its traceback) or a full disk, 2 the user's mistake (one line)."""
+    with leavable() as streams:
+        _main(sys.argv[1:])
+    if streams.full:
+        print(f"arch-bench-task: standard output: {streams.full}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _main(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(USAGE.format(tasks=", ".join(options(CONF, "task"))), end="")
         return
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         n, cell = _parse(arguments)
-        with allowed_targets():
+        with allowed_targets(), _room(n, cell):
             task: Task = build(cell, "task")
-        print_examples(cell.task_name, task.for_split("train"), n, cell.seed, Console(highlight=False))
+            print_examples(cell.task_name, task.for_split("train"), n, cell.seed, Console(highlight=False))
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         print(f"arch-bench-task: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def _room(n: int, cell: Cell) -> Iterator[None]:
+    """Raise ConfigError if examples do not fit into memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        raise ConfigError(f"n={n}, seq_len={cell.seq_len}: does not fit into memory. Give less") from error
 
 
 def _parse(arguments: Sequence[str]) -> tuple[int, Cell]:
@@ -54,8 +76,8 @@ def _parse(arguments: Sequence[str]) -> tuple[int, Cell]:
         raise ConfigError(f"{wrong[0]}: a task comes first, then KEY=VALUE, as in: mqar n=3 seq_len=32")
     counts = [each.removeprefix("n=") for each in others if each.startswith("n=")]
     n = counts[-1] if counts else "3"
-    if not n.isdecimal() or int(n) < 1:
-        raise ConfigError(f"n={n} is not a number of examples; give 1 or more")
+    if not n.isdecimal() or not 1 <= int(n) <= MOST:
+        raise ConfigError(f"n={n} is not a number of examples; give 1 or more, at most {MOST:,}")
     overrides = [each for each in others if not each.startswith("n=")]
     return int(n), cell_of(compose([f"task={name}", *overrides]))
 

@@ -154,6 +154,8 @@ class Corpus(Windowed):
 
 
 def _cache(cache_dir: str | None) -> Path:
+    if cache_dir == "":
+        raise ValueError("task.cache_dir= is empty. Give a folder, or null")
     try:
         if cache_dir is not None:
             return Path(cache_dir).expanduser()

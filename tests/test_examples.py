@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from arch_bench import examples
@@ -75,6 +79,7 @@ def test_scored_positions_are_coloured() -> None:
     [
         (["mqr"], "task=mqr does not exist; choose from: "),
         (["mqar", "n=0"], "n=0 is not a number of examples; give 1 or more"),
+        (["mqar", "n=99999999999"], "n=99999999999 is not a number of examples; give 1 or more, at most 100,000"),
         (["mqar", "3"], "3: a task comes first, then KEY=VALUE, as in: mqar n=3 seq_len=32"),
         (["task=mqar"], "task=mqar: a task comes first"),
         (["mqar", "task.n_pais=3"], "task.n_pais is not a key"),
@@ -91,6 +96,47 @@ def test_a_mistake_is_one_line(
     assert stopped.value.code == 2
     assert complaint in error
     assert error.count("\n") == 1
+
+
+def test_what_does_not_fit_into_memory_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(examples, "print_examples", lambda *_: torch.empty(1 << 55))
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, "mqar", "n=100000", "seq_len=16")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "arch-bench-task: n=100000, seq_len=16: does not fit into memory. Give less\n"
+
+
+def test_an_output_that_is_not_utf8_has_question_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("naïve 世界\n" * 200, encoding="utf-8")
+    where = [f"task.path={tmp_path / 'a.txt'}", f"task.cache_dir={tmp_path}", "task.tokenizer=characters"]
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    run(monkeypatch, "text", "n=1", "seq_len=16", *where)
+    shown = written.getvalue().decode("ascii")
+    assert "target" in shown
+    assert "?" in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [(errno.EPIPE, 0, ""), (errno.ENOSPC, 1, "arch-bench-task: standard output: No space left on device\n")],
+)
+def test_an_output_that_takes_nothing_more_ends_it_quietly(
+    error: int, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(sys, "stdout", Broken())
+    try:
+        run(monkeypatch, "mqar", "n=2", "seq_len=16")
+        stopped = 0
+    except SystemExit as end:
+        stopped = end.code
+    assert (stopped, capsys.readouterr().err) == (code, said)
 
 
 def test_without_a_task_it_says_how(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
