@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from tasks.base import Split
 from tasks.cache import checksum, is_ours
 from tasks.hub import Hub
 from tasks.packs import Document, Packs, Part, brief
@@ -37,8 +38,10 @@ class Files(Source):
     A split gets whole files, so that the splits share none. The files are ordered by the SHA-256 of their content
     (a fixed shuffle: in order of name, the test split would be the last few folders) and each goes to the split that
     its middle byte falls in. Exact copies of a file count once. If that leaves a split with less than half of its
-    share, because the files are few or one is huge, or if any file is a table, all of them are joined in order of name
-    and cut by position.
+    share, because the files are few or one is huge, all of them are joined in order of name and cut by position.
+
+    Where any file is a table, the splits are those that the names of the files say, if there are all three; or else all
+    are joined and cut, as for a data set of the hub.
     """
 
     def __init__(
@@ -69,8 +72,9 @@ class Files(Source):
             )
         by_digest = {_sha256(part.path): part for part in reversed(parts)}
         kept = set(by_digest.values())
-        dealt = None if has_rows else _deal([by_digest[digest] for digest in sorted(by_digest)])
-        groups = dealt or [[part for part in parts if part in kept]]
+        in_order = [part for part in parts if part in kept]
+        dealt = _named(in_order) if has_rows else _deal([by_digest[digest] for digest in sorted(by_digest)])
+        groups = dealt or [in_order]
         return [chain.from_iterable(map(packs.documents, group)) for group in groups]
 
     def _shown(self, file: Path) -> str:
@@ -197,6 +201,21 @@ def standard_library(text_column: str = "text") -> Files:
         folders[:] = set(folders) - NOT_LIBRARY  # in place, so that the walk skips them: site-packages can be vast
         files += [Path(top, name) for name in names if name.endswith(".py")]
     return Files(folder, sorted(files, key=Path.as_posix), path="stdlib", text_column=text_column)
+
+
+_SAYS_SPLIT: dict[Split, re.Pattern[str]] = {
+    "train": re.compile(r"(?<![a-z0-9])(train|training)(?![a-z0-9])"),
+    "validation": re.compile(r"(?<![a-z0-9])(validation|valid|val|dev)(?![a-z0-9])"),
+    "test": re.compile(r"(?<![a-z0-9])(test|testing|eval|evaluation)(?![a-z0-9])"),
+}
+"""The words that `datasets` knows a split of local files by."""
+
+
+def _named(parts: list[Part]) -> list[list[Part]] | None:
+    """Files by the split that their names say; None unless each says one, and there are all three."""
+    said = {part: [split for split, word in _SAYS_SPLIT.items() if word.search(part.name.lower())] for part in parts}
+    groups = [[part for part in parts if said[part] == [split]] for split in _SAYS_SPLIT]
+    return groups if all(groups) and sum(map(len, groups)) == len(parts) else None
 
 
 def _deal(parts: list[Part]) -> list[list[Part]] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -64,7 +65,7 @@ class Hub(Source):
         try:
             if not datasets.config.HF_HUB_OFFLINE:  # this fails at once; load_dataset alone retries for 23 s
                 self._commit = HfApi().dataset_info(self.name, revision=self.revision, timeout=HUB_TIMEOUT_S).sha
-            return datasets.load_dataset(self.name, self.config_name, revision=self._commit, **streaming)
+            splits = datasets.load_dataset(self.name, self.config_name, revision=self._commit, **streaming)
         except Exception as error:  # the hub's HTTP library, and with it each error class, changes between versions
             at = "" if self.revision is None else f" at task.revision={self.revision}"
             raise ValueError(
@@ -72,6 +73,8 @@ class Hub(Source):
                 f"({brief(error)}); without a network give a local path "
                 "or task.path=stdlib, or set HF_HUB_OFFLINE=1 to use a data set downloaded before"
             ) from error
+        self._commit = self._commit or _downloaded(splits)
+        return splits
 
     def _documents(self, splits: list[Any], share: float) -> Iterator[Document]:
         room = math.inf if self.max_bytes is None else self.max_bytes * share
@@ -80,3 +83,12 @@ class Hub(Source):
             room -= len(text)
             if room <= 0:
                 return
+
+
+def _downloaded(splits: Any) -> str | None:
+    """The commit that a data set was downloaded at before, if its files say so."""
+    for rows in splits.values():
+        for address in rows.info.download_checksums or {}:
+            if found := re.search("@([0-9a-f]{40})/", address):
+                return found[1]
+    return None

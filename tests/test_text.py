@@ -247,6 +247,17 @@ def test_files_of_all_kinds_are_one_corpus(tmp_path: Path, make: Any) -> None:
     assert one_line(error)
 
 
+@pytest.mark.parametrize("form", ["{}.jsonl", "{}/0.jsonl", "data/{}-00000-of-00001.jsonl"])
+def test_tables_have_the_splits_that_their_names_say(form: str, tmp_path: Path, make: Any) -> None:
+    folder, words_of = tmp_path / "text", {"train": "train", "validation": "dev", "test": "test"}
+    for word in words_of.values():
+        write(folder / form.format(word), json.dumps({"text": word * 20}).encode())
+    task = make(folder, glob="*.jsonl")
+    assert {split: text_of(task, split) for split in SPLITS} == {s: word.encode() * 20 for s, word in words_of.items()}
+    write(folder / "a.jsonl", json.dumps({"text": "more"}).encode())
+    assert text_of(make(folder, glob="*.jsonl"), "train").startswith(b"more\ndev"), "it says none: all are cut"
+
+
 def test_packed_files_are_dealt_as_the_text_in_them(tmp_path: Path, make: Any) -> None:
     for i in range(60):
         write(tmp_path / "plain" / f"{i:02}.txt", words(i, 400 + i))
@@ -375,6 +386,17 @@ def test_the_commit_of_a_data_set_is_asked_for_and_recorded(make: Any, monkeypat
     assert asked == [*commits.values()]
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("again"))
     assert make("owner/name", revision="v1").provenance()["revision"] == commits["v1"], "known without the hub"
+
+
+def test_the_commit_of_a_data_set_that_was_downloaded_before_is_known(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = datasets.Dataset.from_dict({"text": ["some text"] * 30})
+    rows.info.download_checksums = {f"hf://datasets/owner/name@{'c' * 40}/train.parquet": {"num_bytes": 9}}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, revision: datasets.DatasetDict(train=rows))
+    assert make("owner/name").provenance()["revision"] == "c" * 40
+    hub(monkeypatch, {"train": ["a" * 100]})
+    assert "revision" not in make("another/name").provenance()
 
 
 def hub(monkeypatch: pytest.MonkeyPatch, splits: dict[str, list[str | None]]) -> None:
