@@ -17,7 +17,6 @@ from arch_bench import module_path
 from arch_bench.complaint import one_line
 from arch_bench.config import CONF, HYDRA, ConfigError, check_options
 from arch_bench.console import leavable
-from arch_bench.objects import allowed_targets
 from arch_bench.sweep import SWEEP
 
 
@@ -63,9 +62,8 @@ def _main() -> None:
         if hidden := module_path.clash():
             raise ConfigError(hidden)
         check_options(sys.argv[1:])
-        with allowed_targets():
-            compose()
-            SWEEP.run()
+        compose()
+        SWEEP.run()
     except (HydraException, OmegaConfBaseException, ConfigError, OSError) as error:
         _exit(one_line(error, sys.argv[1:]), 2)
     except _Interrupted as end:

@@ -17,7 +17,7 @@ from rich.text import Text
 from arch_bench.complaint import one_line
 from arch_bench.config import CONF, Cell, ConfigError, cell_of, compose
 from arch_bench.console import leavable
-from arch_bench.objects import allowed_targets, build
+from arch_bench.objects import build
 from arch_bench.usage import options
 from tasks.base import IGNORE, Task, stream
 
@@ -50,7 +50,7 @@ def _main(arguments: Sequence[str]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         n, cell = _parse(arguments)
-        with allowed_targets(), _room(n, cell):
+        with _room(n, cell):
             task: Task = build(cell, "task")
             print_examples(cell.task_name, task.for_split("train"), n, cell.seed, Console(highlight=False))
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from arch_bench import journal, results
 from arch_bench.claim import claimed
 from arch_bench.config import Cell, ConfigError, Trial, recomposed
-from arch_bench.protocol import VALIDATION, Answers, Round, Rounds, parted, unscored_seeds
+from arch_bench.protocol import VALIDATION, Answers, Protocol, Round, Rounds, parted, unscored_seeds
 from arch_bench.results import Row
 from arch_bench.run import RETRIED
 from arch_bench.seed import narrow
@@ -38,7 +38,7 @@ class Options(NamedTuple):
     dry_run: bool
 
 
-class Optuna:
+class Optuna(Protocol):
     """Search the values of some dials by validation, at a seed that is never scored; then run every seed at the best.
 
     Cells that train nothing have the same widths, and are else as they are given. Raises ValueError for numbers that

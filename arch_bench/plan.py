@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import statistics
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
-from hydra.utils import get_class
-
 from arch_bench.complaint import one_line
 from arch_bench.config import Cell, ConfigError, with_kernel
-from arch_bench.objects import build, made
+from arch_bench.objects import build, made, takes
 from arch_bench.results import RETRIED, Kind, Row
 from arch_bench.run import final, is_done, rows_of
 
@@ -88,8 +85,7 @@ def check(cell: Cell) -> None:
         return
     task = made("task", cell.task, cell.task_name)
     is_read = type(task).provenance is not Task.provenance
-    takes_source = "n_source" in inspect.signature(get_class(cell.backbone["_target_"])).parameters
-    if not (is_read and takes_source):  # which `build` asks an example for
+    if not (is_read and takes("backbone", cell.backbone, "n_source")):  # which `build` asks an example for
         with torch.device("meta"), suppress(Unsupported):  # of this machine
             build(with_kernel(cell, "reference"), "backbone", vocab_size=2)
     _CHECKED.add(like)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import suppress
 from itertools import count, islice, zip_longest
@@ -37,21 +38,29 @@ Rounds = Generator[Round, Answers, None]
 """It is sent the answers to each round."""
 
 
-class Grid:
+class Protocol(ABC):
+    """Gives the cells of a sweep in rounds."""
+
+    @abstractmethod
+    def rounds(self, cells: list[Cell]) -> Rounds:
+        """Yield rounds, and receive the answers to each."""
+
+
+class Grid(Protocol):
     """The cells as they are given."""
 
     def rounds(self, cells: list[Cell]) -> Rounds:
         yield Round(cells)
 
 
-class Quick:
+class Quick(Protocol):
     """Of cells that differ in seed and learning rate only, the first: that of each choice of phases."""
 
     def rounds(self, cells: list[Cell]) -> Rounds:
         yield Round([of_kind[0] for of_kind in _contenders(cells)])
 
 
-class Fair:
+class Fair(Protocol):
     """Choose the learning rate of each backbone by validation, then run every seed at that rate.
 
     The seeds that choose are never scored: a rate that one lucky training chose would take that training's score into

@@ -15,6 +15,7 @@ from cells import cell
 from torch.cuda import is_available
 
 from arch_bench import results, run
+from arch_bench.backbone import Backbone
 from arch_bench.config import Cell, ConfigError
 from arch_bench.launchers import joblib
 from arch_bench.launchers.base import Done, Job, attempt_silently, run_all
@@ -34,7 +35,7 @@ def broken(one: Cell) -> Cell:
     return one.model_copy(update={"backbone": node, "match": one.match.model_copy(update={"params": 10**6})})
 
 
-class Broken:
+class Broken(Backbone):
     def __init__(self, *, d_model: int, vocab_size: int) -> None:
         raise KeyError("width")
 

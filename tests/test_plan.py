@@ -59,11 +59,13 @@ def test_what_only_comes_out_as_it_runs_is_never_done(tmp_path: Path) -> None:
 
 def test_cells_that_cannot_be_are_missing_and_mistakes_are_told_with_the_plan(tmp_path: Path) -> None:
     mistaken = cell(tmp_path, match=cell(tmp_path).match.model_copy(update={"params": 1}))
-    buggy = mistaken.model_copy(update={"backbone": {"_target_": "collections.OrderedDict"}})
-    found = plan([mistaken, buggy, cell(tmp_path)], [])
-    assert counts(found) == (0, 0, 3)
-    (told,) = found.mistakes
+    foreign = mistaken.model_copy(update={"backbone": {"_target_": "collections.OrderedDict"}})
+    buggy = cell(tmp_path, backbone={"_target_": "test_launchers.Broken", "d_model": 16})
+    found = plan([mistaken, foreign, buggy, cell(tmp_path)], [])
+    assert counts(found) == (0, 0, 4)
+    told, other = found.mistakes
     assert told.startswith("match.params=1: transformer comes no closer than")
+    assert other == "backbone._target_=collections.OrderedDict: needs a class derived from arch_bench.backbone.Backbone"
 
 
 def test_what_a_task_or_a_backbone_refuses_is_told_with_the_plan_and_asked_once(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from arch_bench import claim
 from arch_bench.complaint import one_line
@@ -46,9 +47,10 @@ class Crowded(Exception):
     """Of a seating: a shape ran out of memory beside others, and cannot be alone where it is; it may be elsewhere."""
 
 
-class Launcher(Protocol):
+class Launcher(ABC):
     """Runs jobs; it gives each back when it has ended, in any order."""
 
+    @abstractmethod
     def run(self, jobs: Sequence[Job]) -> Iterator[Done]: ...
 
 

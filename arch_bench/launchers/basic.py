@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from arch_bench.launchers.base import Done, Job, attempt
+from arch_bench.launchers.base import Done, Job, Launcher, attempt
 
 
-class Basic:
+class Basic(Launcher):
     """Runs the jobs in their order, and prints as they go."""
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Done]:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from arch_bench import isolate, mps
 from arch_bench.config import ConfigError
-from arch_bench.launchers.base import Done, Job, attempt_silently, check_isolated, engine
+from arch_bench.launchers.base import Done, Job, Launcher, attempt_silently, check_isolated, engine
 from arch_bench.launchers.seats import Device, Seats
 from arch_bench.results import load
 
@@ -20,7 +20,7 @@ MANY = 8
 16 took fewer, and without MPS the number hardly mattered (results/published/packing)."""
 
 
-class Joblib:
+class Joblib(Launcher):
     """Runs up to `pack` cells on each device at the same time; a timed phase has its device to itself.
 
     Args:

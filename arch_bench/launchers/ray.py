@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from arch_bench.config import Cell, ConfigError
 from arch_bench.isolate import GRACE_S, Setting
-from arch_bench.launchers.base import Crowded, Done, Job, attempt_silently, check_isolated, engine, lost
+from arch_bench.launchers.base import Crowded, Done, Job, Launcher, attempt_silently, check_isolated, engine, lost
 from arch_bench.run import TIMED, Seat, Seating, log_path
 from arch_bench.shape import Shape
 
@@ -38,7 +38,7 @@ class Share(NamedTuple):
         return 0 < self.gpus < 1
 
 
-class Ray:
+class Ray(Launcher):
     """Runs every cell as a task, as many at a time as the cluster has room for; none is tried twice.
 
     Args:

@@ -25,7 +25,7 @@ CLAIMED_S = 2 * LEASE_S
 """How long a job waits for cells that others run: those of its own earlier life are free by then."""
 
 
-class Submitit:
+class Submitit(Launcher):
     """Submits the cells as an array of jobs, and gives them back as jobs end.
 
     A job that has to make way, or whose time is nearly over, saves and is queued again; then it goes on.
