@@ -13,9 +13,9 @@ from arch_bench.objects import build
 from arch_bench.results import Row, load
 from arch_bench.usage import options
 
-HEADINGS = "backbone", "what it is", "family", "state", "training", "decoding", "recall", "steps/s", "kernels", "source"
+HEADINGS = "backbone", "what it is", "family", "state", "training", "decoding", "steps/s", "kernels", "source"
 MEASURED = CONF.parent / "results" / "published" / "every_backbone_early"
-"""Rows of `experiment=every_backbone`: token accuracy on 16 pairs in 256 tokens, and the rate of the steps."""
+"""Rows that hold the rate of the steps of every backbone."""
 HYBRID = Card("hybrid", *["as its mixers"] * 4)
 BLANK = Card(*[""] * 5)
 
@@ -32,9 +32,9 @@ def _row(name: str) -> list[str]:
     what = (CONF / "backbone" / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ").rstrip(".")
     pattern = compose([f"backbone={name}"]).backbone.pattern
     if pattern is not None:
-        return [name, what, *HYBRID[:4], *_measured(name), *HYBRID[-1:] * 2]
+        return [name, what, *HYBRID[:4], _rate(name), *HYBRID[-1:] * 2]
     card, kernels = _known(cell_of(compose([f"backbone={name}"])))
-    return [name, what, *card[:4], *_measured(name), ", ".join(f"`{kernel}`" for kernel in kernels), card.source]
+    return [name, what, *card[:4], _rate(name), ", ".join(f"`{kernel}`" for kernel in kernels), card.source]
 
 
 @cache
@@ -42,12 +42,11 @@ def _rows() -> list[Row]:
     return [row for row in load([MEASURED]) if row.status == "ok"]
 
 
-def _measured(name: str) -> tuple[str, str]:
-    """Accuracy and rate; a dash for what has not been measured."""
-    mine = [row for row in _rows() if row.backbone == name and row.seq_len == row.train_seq_len]
-    accuracy = next((f"{row.metrics['token_accuracy']:.0%}" for row in mine if row.kind == "quality"), "\N{EN DASH}")
-    rates = (1000 / float(row.metrics["train_step_ms"] or 0) for row in mine if row.kind == "speed")
-    return accuracy, next((f"{rate:,.0f}" for rate in rates), "\N{EN DASH}")
+def _rate(name: str) -> str:
+    """Return the steps a second; a dash for what has not been measured."""
+    mine = (row for row in _rows() if row.backbone == name and row.kind == "speed" and row.seq_len == row.train_seq_len)
+    rates = (1000 / float(row.metrics["train_step_ms"] or 0) for row in mine)
+    return next((f"{rate:,.0f}" for rate in rates), "\N{EN DASH}")
 
 
 def _known(cell: Cell) -> tuple[Card, list[str]]:

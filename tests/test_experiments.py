@@ -57,7 +57,7 @@ def sample(experiment: str) -> list[Cell]:
 PLANS = {
     "cost_vs_length": "24 cells, 0 done, 24 to run",
     "decode_vs_context": "48 cells, 0 done, 48 to run",
-    "every_backbone": "38 cells, 0 done, 38 to run",
+    "every_backbone": "learning rates, by validation: 114 cells, 0 done, 114 to run; then 114 more",
     "induction_heads": "learning rates, by validation: 6 cells, 0 done, 6 to run; then 6 more",
     "kernels": "12 cells, 0 done, 12 to run",
     "mqar_lengths": "learning rates, by validation: 56 cells, 0 done, 56 to run; then 24 more",
