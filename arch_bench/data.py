@@ -70,7 +70,7 @@ class Blocks(Dataset[Scored]):
         n_batches, n_tokens = DRAWN if split == "train" else (1, 1)
         self._n_drawn = max(1, min(n_batches, n_tokens // (batch_size * task.seq_len)))
         self._latest: tuple[int, Scored] | None = None
-        """The group that was drawn last: the next block may begin within it."""
+        """The group that was drawn last, if the next block begins within it."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what has been drawn: another process draws it again."""
@@ -87,10 +87,12 @@ class Blocks(Dataset[Scored]):
 
     def _within(self, steps: range, start: int) -> Scored:
         """Return those batches of the group that begins at step `start` that are of `steps`."""
-        if self._latest is None or self._latest[0] != start:
-            self._latest = start, self._draw(start)
+        first, group = self._latest or (None, None)
+        if group is None or first != start:
+            group = self._draw(start)
+        self._latest = (start, group) if steps.stop < start + self._n_drawn else None
         wanted = slice(max(0, steps.start - start), steps.stop - start)
-        return self._latest[1].map(lambda x: x[wanted])
+        return group.map(lambda x: x[wanted])
 
     def _draw(self, start: int) -> Scored:
         rng = stream(self._seed, self._split, start, self._device)

@@ -33,7 +33,9 @@ from arch_bench.measure import Stopwatch, Timing, device_name, pick_device, warm
 from arch_bench.objects import build
 from arch_bench.ops import linear_cross_entropy as head
 from arch_bench.precision import autocast, pick_precision, set_tf32
+from arch_bench.team import SOLO
 from arch_bench.train_step import Scored, TrainStep, list_scored, pick_step
+from arch_bench.trainer import make_trainer
 from tasks.base import Task, stream
 
 Record = dict[str, Any]
@@ -145,8 +147,8 @@ def _in_trainer(step: TrainStep, cell: Cell, task: Task) -> float:
     lit = LitSequence(step, precision=precision, trained_len=cell.seq_len, bytes_per_token=None, tolerance=None)
     with tracking.track(cell) as tracker:
         callbacks = [quality.Watch(None), quality.Bar(), pace]
-        options = {"val_check_interval": data.val_check_interval}
-        quality.make_trainer(cell, step.device, callbacks, tracker.lightning, **options).fit(lit, datamodule=data)
+        options = {"max_steps": fixed.max_steps, "val_check_interval": data.val_check_interval}
+        make_trainer(SOLO, step.device, callbacks, tracker.lightning, **options).fit(lit, datamodule=data)
     return pace.steps_per_s
 
 

@@ -246,6 +246,9 @@ def test_a_group_of_batches_that_several_blocks_share_is_drawn_once(monkeypatch:
     monkeypatch.setattr(Blocks, "_draw", lambda self, start: drawn.append(start) or real(self, start))  # type: ignore[func-returns-value]
     batches(cut(40, 1, 64, CPU))
     assert drawn == [0, 10, 20, 30]
+    data = Blocks(build(cell_of(compose(SMALL)), "task"), "train", [range(10)], seed=0, batch_size=4, device=CPU)
+    assert torch.equal(data[0].inputs, data[0].inputs)
+    assert drawn[4:] == [0, 0], "what is done with is not kept"
 
 
 def test_validation_is_drawn_once_if_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +282,7 @@ def test_data_that_do_not_fit_the_device_come_from_a_process_of_their_own(
     text = Text(
         seq_len=16,
         path=str(tmp_path / "corpus.txt"),
-        glob="*",
+        glob="*.txt",
         config_name=None,
         text_column="text",
         max_bytes=None,
