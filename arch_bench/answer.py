@@ -11,6 +11,10 @@ LONGEST = 65_536
 """Characters of a traceback, or of an exception's text, that are kept."""
 
 
+class Foreign(RuntimeError):
+    """Raised for an exception that cannot be carried from process to process. Its text begins with the class."""
+
+
 def of_result(value: Any) -> bytes:
     """Pack a result. Raises what its class does when it is packed, or cannot be unpacked again."""
     packed = pickle.dumps((True, value))
@@ -33,7 +37,7 @@ def of_error(error: Exception) -> bytes:
             return packed
     except Exception:  # whatever a foreign class does when it is packed, unpacked or asked for its text
         pass
-    plain = RuntimeError(f"{type(error).__name__}: {bounded(text_of(error))}")
+    plain = Foreign(f"{type(error).__name__}: {bounded(text_of(error))}")
     plain.add_note(text)
     return pickle.dumps((False, plain))
 

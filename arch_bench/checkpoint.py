@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from arch_bench import provenance, results
+from arch_bench import files, provenance, results
 from arch_bench.config import Cell
 from arch_bench.lit import LitSequence
 from arch_bench.measure import device_name
@@ -84,7 +84,7 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
-            with results.whole(Path(path)) as file:
+            with files.whole(Path(path)) as file:
                 sealed = _Sealed(file)
                 torch.save(checkpoint, cast("IO[bytes]", sealed))
                 sealed.seal()
@@ -175,7 +175,7 @@ class Checkpoint(Callback):
         self._hear(self._before)
         if self._every_s is not None:
             self._due = time.monotonic() + self._every_s
-            results.sweep_up(self._path.parent)
+            files.sweep_up(self._path.parent)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: L.Trainer, pl_module: LitSequence, outputs: Any, batch: Any, batch_idx: int

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import SoftFileLease, Timeout
 
 LEASE_S = 30.0
 """A claim that was not touched for so long is nobody's; one of a dead process on this machine is so at once."""
+RECORD_S = 2.0
+"""A claim has its record within milliseconds; one that is empty for so long never gets it."""
+_STALE_S = 86_400
 GLANCE_S = 1.0
 """How often to look whether a claim has ended."""
 
@@ -35,6 +38,7 @@ def claimed(path: Path, *, waits: bool = False) -> Iterator[None]:
     cell runs twice, and each saves whole rows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_recordless(path)
     lease = _leases.setdefault(path, SoftFileLease(path, lease_duration=LEASE_S))
     try:
         lease.acquire(timeout=-1 if waits else 0)
@@ -45,6 +49,22 @@ def claimed(path: Path, *, waits: bool = False) -> Iterator[None]:
     finally:
         lease.release()
         _leases.pop(path, None)
+
+
+def _remove_recordless(path: Path) -> None:
+    """Remove a claim that nobody's name is in: a kill has hit its process between opening the file and writing it."""
+    with suppress(OSError):  # there is none, or it has just ended
+        found = path.stat()
+        if not found.st_size and time.time() - found.st_mtime > RECORD_S:
+            path.unlink()
+
+
+def sweep_up(folder: Path) -> None:
+    """Remove the claims of dead processes: those of cells that are done already nobody would ask for."""
+    for path in folder.glob("*.lock"):
+        with suppress(OSError):
+            if not _is_free(path) and path.stat().st_mtime < time.time() - _STALE_S:
+                path.unlink()
 
 
 def wait(paths: Sequence[Path], patience_s: float) -> set[Path]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 from collections.abc import Callable
 
 import torch
 
+from arch_bench.answer import first_line, text_of
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.results import Outcome, Status
 
@@ -19,17 +21,21 @@ class Pruned(Exception):
     """A search gave this training up: others did better by then."""
 
 
-_NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+_NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
 
 
 def guarded(measure: Callable[[], list[Outcome]], lengths: list[int], kernel: str = "") -> list[Outcome]:
     """The outcomes of `measure`, or one outcome per length that says why there are none. Bugs pass through."""
     try:
         return measure()
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        status, reason = _status("oom", error)
+    except OSError as error:  # as of a mapping of a file
+        if error.errno != errno.ENOMEM:
+            raise
         status, reason = _status("oom", error)
     except RuntimeError as error:  # what other allocators raise has no class of its own
-        if not any(words in str(error) for words in _NO_MEMORY):
+        if not any(words in text_of(error) for words in _NO_MEMORY):
             raise
         status, reason = _status("oom", error)
     except Unsupported as error:
@@ -43,7 +49,7 @@ def guarded(measure: Callable[[], list[Outcome]], lengths: list[int], kernel: st
 
 
 def _status(status: Status, error: Exception) -> tuple[Status, str]:
-    return status, str(error).splitlines()[0]
+    return status, first_line(error)
 
 
 def _free() -> None:

@@ -8,22 +8,26 @@ import hashlib
 import json
 import os
 import re
+import stat
 import sys
-import tempfile
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from arch_bench import plain
+from arch_bench.files import whole
+from arch_bench.row_fields import Config, Date, Length, Name, Versions, Whole
 
 Kind = Literal["quality", "scan", "speed", "decode", "kernels"]
 Status = Literal["ok", "oom", "unsupported", "diverged", "timeout", "crashed", "pruned"]
 RETRIED: frozenset[Status] = frozenset({"timeout", "crashed"})
 """What may end better the next time."""
-Metrics = dict[str, float | int | str | None]
-Curve = dict[str, list[int] | list[float] | list[float | None]]
+Metrics = dict[str, float | Whole | str | bool | None]
+Curve = dict[str, list[Whole] | list[float] | list[float | None]]
 """A learning curve, column by column: `step`, and what validation found there. None: not finite."""
 
 
@@ -44,14 +48,16 @@ class Outcome:
 class Row:
     """One measurement: one cell, one kind, one evaluated length."""
 
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
     # identity
-    experiment: str
+    experiment: Name
     backbone: str
     task: str
-    seq_len: int
+    seq_len: Length
     """Length evaluated or timed; for `decode`, the context length."""
-    train_seq_len: int
-    seed: int
+    train_seq_len: Length
+    seed: Whole
     kernel: str
     """The implementation that ran, as the mixers report it; empty when the measurement failed."""
     precision: str
@@ -69,19 +75,19 @@ class Row:
     # provenance
     commit: str = ""
     dirty: bool = False
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: Versions = field(default_factory=dict)
     device: str = ""
     data: dict[str, str | int] = field(default_factory=dict)
     """Where the data came from (a corpus and its hash); empty for a generated task."""
-    config: dict[str, Any] = field(default_factory=dict)
+    config: Config = field(default_factory=dict)
     """The resolved configuration of the cell."""
     chosen: str = ""
     """What a protocol chose for this cell, and why."""
     wall_s: float | None = None
     """Seconds of its process, shared equally by the rows that it made."""
-    process_bytes: int | None = None
+    process_bytes: Whole | None = None
     """What its process held at most: on a GPU what its allocator reserved and the context, else resident memory."""
-    created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    created_at: Date = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def __post_init__(self) -> None:
         """Raises ValueError for a length that figures have no place for."""
@@ -99,50 +105,82 @@ class Unsaved(OSError):
     rows: Sequence[Row] = ()
 
 
-def save(row: Row, path: Path) -> None:
-    """Write a row so that a reader sees all of it or none."""
-    text = json.dumps(dataclasses.asdict(row), indent=1, allow_nan=False)
+def save(row: Row, path: Path) -> Row | None:
+    """Write a row so that a reader sees all of it or none; what it holds that no row can becomes text, or null.
+
+    A better row that is there stays, and is returned: what was measured once is lost to no time limit of a later day.
+    """
+    if row.status != "ok" and (kept := _better(path, row.status)) is not None:
+        return kept
+    text = json.dumps(plain.fields(dataclasses.asdict(row)), indent=1, allow_nan=False)
     # Numbers of a list share a line: a newline never stands in a JSON string, so this meets lists only.
     text = re.sub(r"\[\n[^\[\]{}\"]*\]", lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)
     with whole(path) as file:
         file.write(text.encode())
+    return None
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears when all of it is on disk, or not at all: temporary name, fsync, rename. Makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            yield file
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)  # others may read a shared folder; a temporary file is private
-            os.fsync(file.fileno())
-        except BaseException:
-            Path(file.name).unlink()
-            raise
-    Path(file.name).replace(path)
+def _better(path: Path, status: Status) -> Row | None:
+    try:
+        row = read(path)
+    except (FileNotFoundError, ValueError):
+        return None
+    return row if _worth(row.status) > _worth(status) else None
 
 
-_STALE_S = 86_400
+def _worth(status: Status) -> int:
+    """A measurement is worth most, then what is final, then what may end better the next time."""
+    return 2 if status == "ok" else 0 if status in RETRIED else 1
 
 
-def sweep_up(folder: Path) -> None:
-    """Remove what processes that were killed have left behind in a folder, a day later."""
-    for path in (*folder.glob("*.tmp"), *folder.glob("*.lock")):
-        with suppress(OSError):  # another process sweeps too
-            if path.stat().st_mtime < time.time() - _STALE_S:
-                path.unlink()
+LARGEST = 16 * 2**20
+"""Bytes of a file that may be a row."""
+_ROW = TypeAdapter(Row)
 
 
 def read(path: Path) -> Row:
     """Raises ValueError, naming the file, for one that is torn, foreign or cannot be read; FileNotFoundError."""
     try:
-        return Row(**json.loads(path.read_text()))
+        return _ROW.validate_json(_content(path))
     except FileNotFoundError:
         raise
-    except (ValueError, TypeError, OSError) as error:
+    except ValidationError as error:
+        raise ValueError(f"{path}: not a row of arch-bench ({_complaint(error)})") from None
+    except (ValueError, TypeError, OSError, RecursionError) as error:
         raise ValueError(f"{path}: not a row of arch-bench ({error})") from error
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of an ordinary file. One of another kind, such as a pipe, might never end."""
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    with os.fdopen(number, "rb") as file:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise ValueError("no ordinary file")
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"more than {LARGEST >> 20} MiB")
+    return content
+
+
+def _complaint(error: ValidationError) -> str:
+    """The first thing that is wrong with a row, and where."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}"[:200] if where else first["msg"][:200]
+
+
+_known: dict[Path, tuple[tuple[int, ...], Row]] = {}
+"""Rows that `load` has read, by file, with what tells that it is still the same: a sweep loads them again and again."""
+
+
+def _remembered(path: Path) -> Row:
+    """Raises as `read`."""
+    now = path.stat()
+    print_ = (now.st_ino, now.st_mtime_ns, now.st_ctime_ns, now.st_size)
+    before = _known.get(path)
+    if before is None or before[0] != print_:
+        before = _known[path] = (print_, read(path))
+    return before[1]
 
 
 def load(folders: Iterable[Path]) -> list[Row]:
@@ -154,10 +192,10 @@ def load(folders: Iterable[Path]) -> list[Row]:
     rows = []
     for path in sorted({path for folder in folders for path in _rows_of(folder.resolve()).glob("*.json")}):
         try:
-            rows.append(read(path))
+            rows.append(_remembered(path))
         except FileNotFoundError:  # somebody has just removed it
             continue
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             print(f"skipped {error}", file=sys.stderr)
     return sorted(rows, key=lambda row: row.created_at)
 

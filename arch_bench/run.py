@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from arch_bench import isolate, match, results, search, tracking
+from arch_bench import answer, isolate, joblog, match, results, search, tracking
 from arch_bench.claim import claimed
 from arch_bench.config import Cell, ConfigError
 from arch_bench.isolate import Setting
@@ -230,6 +230,8 @@ def _measure(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting) -> 
         return _give_up(cell, shape, before, "crashed", f"{error}{where}")
     except (ConfigError, results.Unsaved):
         raise
+    except MemoryError as error:  # outside of what a phase guards
+        return _give_up(cell, shape, before, "oom", answer.first_line(error))
     except Exception as error:
         error.add_note(f"in cell {results.cell_key(cell.model_dump())}: {cell.backbone_name} on {cell.task_name}")
         if not cell.isolate:
@@ -263,8 +265,8 @@ def _in_processes(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting
 
 def _summary(error: Exception) -> str:
     """The class and the first line, of an exception that lost its class on the way too."""
-    first = (str(error).strip().splitlines() or [""])[0]
-    return first if type(error) is RuntimeError and "Error: " in first else f"{type(error).__name__}: {first}"
+    name, first = type(error).__name__, answer.first_line(error)
+    return first if first == name or isinstance(error, answer.Foreign) else f"{name}: {first}"
 
 
 def log_path(cell: Cell, shape: Shape) -> Path:
@@ -280,9 +282,7 @@ def logged(cell: Cell, shape: Shape, error: Exception) -> str:
 
 def _noted(cell: Cell, shape: Shape, error: Exception) -> Path:
     path = log_path(cell, shape)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write("".join(traceback.format_exception(error)))
+    joblog.add(path, answer.bounded("".join(traceback.format_exception(error))))
     return path
 
 

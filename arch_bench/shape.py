@@ -111,17 +111,21 @@ def save(cell: Cell, shape: Shape, outcomes: list[Outcome], usage: Usage) -> lis
     """The outcomes as rows, on disk but for those that are provisional. Raises Unsaved, and any other OSError."""
     kind = shape.kind
     rows = [to_row(cell, kind, outcome, usage, len(outcomes)) for outcome in outcomes]
-    for row in rows:
+    for i, row in enumerate(rows):
         if not is_provisional(row, shape):
             path = row_path(cell, kind, row.seq_len, row.kernel if kind == "kernels" else "")
             try:
-                results.save(row, path)
+                kept = results.save(row, path)
             except OSError as error:
                 if error.errno not in results.FULL:
                     raise
                 unsaved = results.Unsaved(error.errno, error.strerror, str(path))
                 unsaved.rows = rows
                 raise unsaved from error
+            if kept is not None:
+                rows[i] = replace(
+                    row, reason=f"{row.reason}; its row of {kept.created_at[:10]}, {kept.status}, is kept"
+                )
     return rows
 
 
@@ -145,6 +149,17 @@ def is_provisional(row: Row, shape: Shape) -> bool:
     return shape.is_shared and (row.status == "oom" or any(word in row.reason for word in _BY_OTHERS))
 
 
+LONGEST = 400
+"""Characters of a reason."""
+
+
+def one_line(reason: str) -> str:
+    """Return a reason on one line, of printable characters, cut where it is too long."""
+    words = " ".join(reason[: 10 * LONGEST].split())
+    shown = "".join(each if each.isprintable() else "?" for each in words)
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 60]} ... {shown[-55:]}"
+
+
 def to_row(cell: Cell, kind: Kind, outcome: Outcome, usage: Usage, n_rows: int = 1) -> Row:
     """An outcome with the identity and the provenance of its cell, and its share of what its process took."""
     from arch_bench.measure import device_name, pick_device
@@ -163,7 +178,7 @@ def to_row(cell: Cell, kind: Kind, outcome: Outcome, usage: Usage, n_rows: int =
         key=results.cell_key(config),
         kind=kind,
         status=outcome.status,
-        reason=outcome.reason,
+        reason=one_line(outcome.reason),
         metrics=outcome.metrics,
         curve=outcome.curve,
         commit=commit,

@@ -21,12 +21,13 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from arch_bench import environment, scratch, tracking
+from arch_bench import claim, environment, scratch, tracking
 from arch_bench.complaint import one_line
 from arch_bench.config import Cell, ConfigError, Sweeping, read
+from arch_bench.files import sweep_up
 from arch_bench.jobs import composing
 from arch_bench.objects import made
-from arch_bench.results import RETRIED, load, sweep_up
+from arch_bench.results import RETRIED, load
 from arch_bench.space import shown
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Sweep:
         folders = {Path(cell.results_dir) for cell in round_.cells}
         for folder in folders:
             sweep_up(folder / "rows")
-            sweep_up(folder / "claims")
+            claim.sweep_up(folder / "claims")
         found = plan(round_.cells, [row for row in load(sorted(folders)) if row.wall_s is not None])
         if self._is_sweep or (self._sweeping and self._sweeping.dry_run):
             later = f"; then {round_.n_later:,} more" if round_.n_later else ""

@@ -90,3 +90,23 @@ def test_a_claim_of_another_machine_is_free_when_it_is_touched_no_more(
     path.write_text(text)
     assert wait([path], patience_s=0) == set()
     assert wait([path], patience_s=60) == {path}
+
+
+@pytest.mark.parametrize("text", ["", "torn"])
+def test_a_claim_without_a_record_is_free_after_a_moment(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "cell.lock"
+    path.write_text(text)
+    assert wait([path], patience_s=60) == {path}
+    path.write_text("")
+    with pytest.raises(Taken), claimed(path):
+        pass
+
+
+def test_the_claims_of_dead_processes_are_swept_up(tmp_path: Path) -> None:
+    living, dead = tmp_path / "living.lock", tmp_path / "dead.lock"
+    process = multiprocessing.get_context("spawn").Process(target=_claim_and_die, args=(dead,))
+    process.start()
+    process.join()
+    with held(living):
+        claim.sweep_up(tmp_path)
+        assert list(tmp_path.iterdir()) == [living]

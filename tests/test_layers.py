@@ -12,7 +12,10 @@ HARNESS = sorted((ROOT / "arch_bench").rglob("*.py"))
 TASKS = sorted((ROOT / "tasks").glob("*.py"))
 
 MAY_IMPORT: dict[str, set[str]] = {
-    "results": set(),
+    "files": set(),
+    "plain": set(),
+    "row_fields": set(),
+    "results": {"files", "plain", "row_fields"},
     "provenance": set(),
     "usage": set(),
     "complaint": {"usage"},
@@ -43,9 +46,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "environment": set(),
     "strategy": {"team"},
     "trainer": {"strategy", "team"},
-    "guard": {"ops", "results"},
+    "guard": {"answer", "ops", "results"},
     "measure": {"config"},
-    "checkpoint": {"config", "lit", "measure", "provenance", "results", "team"},
+    "checkpoint": {"config", "files", "lit", "measure", "provenance", "results", "team"},
     "quality": {
         "checkpoint",
         "data",
@@ -104,15 +107,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mps": {"scratch"},
     "tracking": {"config", "environment", "results"},
     "run": {
-        *("claim", "config", "distributed", "guard", "isolate", "match", "measure", "precision", "results", "search"),
-        *("shape", "tracking", "train_step", "kernels"),
+        *("answer", "claim", "config", "distributed", "guard", "isolate", "joblog", "match", "measure", "precision"),
+        *("results", "search", "shape", "tracking", "train_step", "kernels"),
     },
     "shape": {
         *("checkpoint", "config", "distributed", "environment", "guard", "measure", "ops", "precision", "provenance"),
         *("results", "team", "tracking", "quality", "speed", "decode", "kernels"),
     },
     "learning_rate": set(),
-    "report": {"learning_rate", "results", "report"},
+    "report": {"files", "learning_rate", "results", "report"},
     "row_line": {"results"},
     "protocol": {"config", "learning_rate", "match", "results"},
     "space": set(),
@@ -125,8 +128,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "shape",
     },
     "sweep": {
-        *("complaint", "config", "environment", "jobs", "objects", "launchers", "plan", "protocol", "report"),
-        *("results", "scratch", "space", "tracking"),
+        *("claim", "complaint", "config", "environment", "files", "jobs", "objects", "launchers", "plan", "protocol"),
+        *("report", "results", "scratch", "space", "tracking"),
     },
     "cli": {"complaint", "config", "console", "module_path", "objects", "sweep", "usage"},
     "__main__": {"cli", "module_path"},

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import multiprocessing
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from arch_bench import results
+from arch_bench import files, results
 from arch_bench.config import cell_of, compose
 from arch_bench.results import Row
 
@@ -44,19 +48,101 @@ def test_a_row_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_write_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(TypeError), results.whole(tmp_path / "a") as file:
+    with pytest.raises(TypeError), files.whole(tmp_path / "a") as file:
         file.writelines([b"half", None])  # type: ignore[list-item]
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_write_leaves_the_old_row(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "rows" / "a.json"
     results.save(row(), path)
     before = path.read_bytes()
-    with pytest.raises(TypeError):
-        results.save(row(metrics={"bad": object()}), path)
+
+    def refuse(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        results.save(row(seed=1), path)
     assert path.read_bytes() == before
-    assert len(results.load([tmp_path])) == 1
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+class Scalar:
+    def item(self) -> float:
+        return 2.5
+
+
+class Odd:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("metric", "kept", "why"),
+    [
+        (math.nan, None, "nan"),
+        (-math.inf, None, "-inf"),
+        (10**30, None, "1000000000000000000000000000000"),
+        (Odd(), None, "(a Odd)"),
+        (b"x", None, "b'x'"),
+        (Scalar(), 2.5, ""),
+        ("\udc80", "\\udc80", ""),
+        (None, None, ""),
+        (True, True, ""),
+    ],
+)
+def test_a_row_is_saved_whatever_is_in_it(tmp_path: Path, metric: Any, kept: object, why: str) -> None:
+    odd = row(
+        metrics={"a": metric, "b": 1},
+        config={"time_limit_s": math.inf, "task": {"path": "\udc80", "odd": [Odd(), {1}], "deep": deep(100)}},
+        curve={"step": [1], "val_mse": [metric if isinstance(metric, float) else 0.5]},
+        reason="\udc80",
+    )
+    results.save(odd, tmp_path / "rows" / "a.json")
+    found = results.read(tmp_path / "rows" / "a.json")
+    assert found.metrics["a"] == kept
+    assert found.metrics["b"] == 1
+    assert found.metrics.get("a_why", "") == (why and f"not a finite number: {why}")
+    assert found.config["time_limit_s"] == "inf"
+    assert found.config["task"]["odd"] == ["(a Odd)", [1]]
+    assert found.curve["val_mse"] == [None if isinstance(metric, float) else 0.5]
+
+
+def deep(n: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for _ in range(n):
+        found = {"a": found}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [
+        ("ok", "timeout", "ok"),
+        ("ok", "diverged", "ok"),
+        ("ok", "ok", "ok"),
+        ("oom", "crashed", "oom"),
+        ("oom", "diverged", "diverged"),
+        ("timeout", "crashed", "crashed"),
+        ("timeout", "ok", "ok"),
+    ],
+)
+def test_a_row_gives_way_to_no_worse_one(tmp_path: Path, before: Any, after: Any, kept: str) -> None:
+    path = tmp_path / "rows" / "a.json"
+    results.save(row(status=before, seed=1), path)
+    better = results.save(row(status=after, seed=2), path)
+    found = results.read(path)
+    assert (found.status, found.seed) == (kept, 1 if better else 2)
+    assert (better is not None) == (kept != after)
+
+
+def test_a_torn_row_gives_way_to_any(tmp_path: Path) -> None:
+    path = tmp_path / "rows" / "a.json"
+    path.parent.mkdir()
+    path.write_text('{"status": "ok"')
+    assert results.save(row(status="crashed"), path) is None
+    assert results.read(path).status == "crashed"
 
 
 @pytest.mark.parametrize("text", ['{"experiment": "adh', "{}", "[]", "null", '{"foreign": 1}', "\xff"])
@@ -70,16 +156,79 @@ def test_torn_and_foreign_files_are_named_and_skipped(
     assert str(bad) in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("length", [0, -64, None, "64"])
-@pytest.mark.parametrize("which", ["seq_len", "train_seq_len"])
-def test_a_file_with_a_length_that_is_none_is_named_and_skipped(
-    tmp_path: Path, which: str, length: object, capsys: pytest.CaptureFixture[str]
+ODD = {
+    "seq_len": ["0", "-64", "null", '"64"', "64.5", "NaN", "Infinity", "1" + 30 * "0", "true", "[64]"],
+    "train_seq_len": ["0", "null", "1" + 30 * "0"],
+    "created_at": ["null", "5", '"yesterday"', '""'],
+    "config": [
+        "null",
+        "[]",
+        '"x"',
+        '{"optim": null}',
+        '{"trainer": 3}',
+        *('{"a":' * n + "1" + "}" * n for n in (50, 9999)),
+    ],
+    "metrics": ["null", "[]", '{"a": NaN}', '{"a": []}', '{"a": {}}'],
+    "experiment": ['"../../x"', '"a/b"', '""', '"."', '".."', '"a\\nb"', '"a\\u0000"', "5", "null"],
+    "seed": ["null", '"0"', "1" + 30 * "0", "0.5"],
+    "status": ['"fine"', "null"],
+    "kind": ['"other"'],
+    "versions": ["null", '{"a": 1}'],
+    "wall_s": ['"x"', "NaN"],
+    "curve": ["null", '{"step": 5}', '{"step": ["x"]}'],
+    **{name: ["null"] for name in ("device", "data", "reason", "backbone")},
+    "process_bytes": ["1.5"],
+    "foreign": ["1"],
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_row_with_something_odd_is_named_and_skipped(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "rows" / "bad.json"
-    results.save(row(), path)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {which: length}))
-    assert not results.load([tmp_path])
-    assert f"skipped {path}: not a row of arch-bench" in capsys.readouterr().err
+    results.save(row(), tmp_path / "rows" / "good.json")
+    fields = json.loads((tmp_path / "rows" / "good.json").read_text())
+    for number, odd in enumerate(ODD[name]):
+        path = tmp_path / "rows" / f"bad{number}.json"
+        texts = {key: json.dumps(value) for key, value in fields.items()} | {name: odd}
+        path.write_text("{" + ",".join(f'"{key}":{text}' for key, text in texts.items()) + "}")
+        assert len(results.load([tmp_path])) == 1, odd
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"skipped {path}: not a row of arch-bench ("), odd
+        path.unlink()
+
+
+def test_what_is_no_file_does_not_hang(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rows"
+    results.save(row(), rows / "good.json")
+    os.mkfifo(rows / "pipe.json")
+    (rows / "folder.json").mkdir()
+    (rows / "dangling.json").symlink_to(rows / "none")
+    (rows / "loop.json").symlink_to(rows / "loop.json")
+    (rows / "endless.json").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listener, (rows / "huge.json").open("wb") as huge:
+        listener.bind(os.path.relpath(rows / "socket.json"))
+        huge.truncate(2**40)
+        assert len(results.load([tmp_path])) == 1
+    told = capsys.readouterr().err
+    assert all(f"{name}.json" in told for name in ("pipe", "folder", "loop", "endless", "socket", "huge"))
+
+
+def test_a_row_that_has_changed_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "rows" / "a.json"
+    results.save(row(seed=1), path)
+    assert results.load([tmp_path])[0] is results.load([tmp_path])[0]
+    results.save(row(seed=2), path)
+    assert results.load([tmp_path])[0].seed == 2
+
+
+def test_rows_share_what_they_have_in_common(tmp_path: Path) -> None:
+    for i in range(2):
+        results.save(row(config={"task": {"a": [1]}, "seed": i}, versions={"torch": "2"}), tmp_path / f"rows/{i}.json")
+    one, other = results.load([tmp_path])
+    assert one.config["task"] is other.config["task"]
+    assert one.versions is other.versions
+    assert {one.config["seed"], other.config["seed"]} == {0, 1}
 
 
 def test_a_folder_gives_its_own_rows_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from functools import partial
@@ -311,12 +312,63 @@ def test_the_guard_knows_the_memory_of_the_cpu() -> None:
     assert guarded(hoard, [64])[0].status == "oom"
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "MemoryError"),
+        (MemoryError("\n\n no room \nat all"), "no room"),
+        (RuntimeError("std::bad_alloc"), "std::bad_alloc"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "[Errno 12] Cannot allocate memory"),
+        (torch.OutOfMemoryError(), "OutOfMemoryError"),
+    ],
+)
+def test_the_guard_knows_every_way_to_run_out_of_memory(error: Exception, reason: str) -> None:
+    def fail() -> list[Outcome]:
+        raise error
+
+    (outcome,) = guarded(fail, [64])
+    assert (outcome.status, outcome.reason) == ("oom", reason)
+
+
+@pytest.mark.parametrize("error", [Diverged(), Unsupported("\n")])
+def test_a_failure_without_words_has_its_class_for_a_reason(error: Exception) -> None:
+    def fail() -> list[Outcome]:
+        raise error
+
+    assert guarded(fail, [64])[0].reason == type(error).__name__
+
+
 def test_the_guard_lets_bugs_through() -> None:
     def fail() -> list[Outcome]:
         raise KeyError("bug")
 
     with pytest.raises(KeyError):
         guarded(fail, [1])
+
+
+def test_a_measurement_outlives_a_worse_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = tiny(tmp_path, "phases=[decode]")
+    (before,) = measured(cell)
+    shape = Shape("decode", [16])
+
+    def late(*_: Any, **__: Any) -> list[Row]:
+        raise isolate.TimedOut("stopped after 0.01 s")
+
+    monkeypatch.setattr(run, "run_shape", late)
+    (row,) = measured(cell.model_copy(update={"rerun": True}))
+    assert row.status == "timeout"
+    assert row.reason.endswith("s; its row of " + before.created_at[:10] + ", ok, is kept")
+    assert results.read(shape.paths(run.final(cell)[0])[0]) == before
+    assert run.run_cell(cell, lambda _: None) == [before]
+
+
+def test_a_reason_is_one_short_line(tmp_path: Path) -> None:
+    cell = run.final(tiny(tmp_path))[0]
+    for reason in ("a\nb\t\x1b[31mc", "x" * 10**6, "", "\udc80"):
+        (row,) = save(cell, Shape("decode", [16]), [Outcome(seq_len=16, status="crashed", reason=reason)], Usage())
+        assert len(row.reason) <= 400
+        assert row.reason.isprintable()
+        assert results.read(Shape("decode", [16]).paths(cell)[0]) == row
 
 
 def test_a_bug_names_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

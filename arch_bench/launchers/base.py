@@ -66,7 +66,7 @@ def attempt(job: Job, say: Callable[[str], None], seating: Seating = anywhere) -
             say(line(row))  # which nobody can read anywhere else
         return _hindered(job, error)
     except claim.Taken as taken:
-        say("    left to another sweep, which runs it")
+        say(f"    left to another sweep, which runs it ({taken.path})")
         return Done(job, [], taken=taken.path)
     except Crowded:
         raise

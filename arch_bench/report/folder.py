@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import gzip
 import io
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import jinja2
 
+from arch_bench.files import sweep_up, whole
 from arch_bench.report import (
     cost_tables,
     dials,
@@ -101,6 +101,8 @@ def write(rows: list[Row], out: Path, title: str) -> list[Path]:
     files["report.html"] = _render("page.html.j2", context | _page_context(shown)).encode()
     for name in sorted(known - files.keys()):
         (out / name).unlink(missing_ok=True)
+    for part in sorted({(out / name).parent for name in files}):
+        sweep_up(part)  # what a kill has left of an earlier report
     return [_replace(out / name, content) for name, content in files.items()][::-1]
 
 
@@ -254,14 +256,6 @@ _FIELDS = [field.name for field in dataclasses.fields(Row) if field.name != "cur
 
 def _replace(path: Path, content: bytes) -> Path:
     """Write so that a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            file.write(content)
-            file.close()
-            Path(file.name).chmod(0o644)
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with whole(path) as file:
+        file.write(content)
     return path
