@@ -78,8 +78,10 @@ def test_a_rate_that_is_none_is_refused(rate: float) -> None:
 
 
 def test_an_encoder_is_not_trained_on_a_task_that_shows_the_answers(tmp_path: Path) -> None:
-    small = ["isolate=false", "logger=none", "phases=[quality]", f"results_dir={tmp_path}"]
-    cell = cell_of(compose(["backbone=bert", "task=text", "eval_scales=[1]", *small]))
+    (tmp_path / "a.txt").write_text("some words " * 200)
+    text = ["task=text", f"task.path={tmp_path / 'a.txt'}", f"task.cache_dir={tmp_path / 'cache'}"]
+    small = ["isolate=false", "logger=none", "phases=[quality]", f"results_dir={tmp_path}", "d_model=16", "n_layers=1"]
+    cell = cell_of(compose(["backbone=bert", *text, "eval_scales=[1]", "seq_len=16", *small]))
     (row,) = run.run_cell(cell, say=lambda row: None)
     assert (row.status, row.reason) == (
         "unsupported",

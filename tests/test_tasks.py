@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tasks.base import IGNORE, Batch, Split, Task, stream
 from tasks.mixture import Mixture
+from tasks.text import Text
+from tasks.tokens import Tokens
 
 CONF = Path(__file__).parent.parent / "conf" / "task"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -78,12 +80,17 @@ def draw(task: Task, n: int, *, seed: int = 0, split: Split = "train", step: int
 
 
 def digests(home: Path) -> str:
-    """One line for each task; a second process prints it too, with another hash seed."""
-    batches = {name: draw(make(name, home), 64) for name in NAMES}
-    return "\n".join(
-        f"{name} {hashlib.sha256(batch.inputs.numpy().tobytes() + batch.targets.numpy().tobytes()).hexdigest()}"
-        for name, batch in batches.items()
-    )
+    """One line for each task, of what it draws and has learned from a text; another process prints it too."""
+    return "\n".join(f"{name} {digest(make(name, home))}" for name in NAMES)
+
+
+def digest(task: Task) -> str:
+    batch = draw(task, 64)
+    found = hashlib.sha256(batch.inputs.numpy().tobytes() + batch.targets.numpy().tobytes())
+    if isinstance(task, Text) and isinstance(task.tokens, Tokens):
+        for file in (task.tokens.vocabulary.file, "tokens.bin"):
+            found.update((task.tokens.folder / file).read_bytes())
+    return found.hexdigest()
 
 
 @pytest.fixture(scope="session")
@@ -282,16 +289,18 @@ def test_sampling_has_no_loop_over_examples(task: Task) -> None:
     assert n_ops[1] <= 2 * n_ops[0]
 
 
-def test_another_hash_seed_draws_the_same(home: Path) -> None:
-    code = f"import sys, pathlib, test_tasks; print(test_tasks.digests(pathlib.Path({str(home)!r})))"
-    expected = digests(home)
-    for hash_seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        command = [sys.executable, "-c", code]
-        run = subprocess.run(
-            command, env=environment, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-        assert run.stdout.strip() == expected
+def test_another_process_draws_and_learns_the_same(home: Path, tmp_path: Path) -> None:
+    """Hashes have another seed there, tokenizers one thread; its cache is empty, so that it learns all again."""
+    (tmp_path / "corpus").symlink_to(home / "corpus")
+    code = f"import pathlib, test_tasks; print(test_tasks.digests(pathlib.Path({str(tmp_path)!r})))"
+    other_seed = str(1 + (os.environ.get("PYTHONHASHSEED") == "1"))
+    environment = {**os.environ, "PYTHONHASHSEED": other_seed, "RAYON_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == digests(home)
+    assert list((tmp_path / "cache").iterdir())
 
 
 def test_impossible_lengths_and_splits_are_refused(task: Task, home: Path, request: pytest.FixtureRequest) -> None:
