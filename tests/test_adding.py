@@ -41,6 +41,23 @@ def test_the_mean_guess_has_the_squared_error_that_is_stated() -> None:
     assert (sums - 1).square().mean().item() == pytest.approx(12 / 10 / 6, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("n_levels", "n_right"),
+    [
+        (101, 97 + 98 + 99 + 100 + 101 + 100 + 99 + 98 + 97),  # 0.0871: sums of 96 to 104 hundredths
+        (26, 25 + 26 + 25),
+        (11, 11),
+    ],
+)
+def test_a_sum_at_the_edge_of_the_tolerance_is_right(n_levels: int, n_right: int) -> None:
+    """Counted by hand, and over all pairs of levels by the comparison that scores a prediction in float32."""
+    task = Adding(seq_len=2, n_levels=n_levels)
+    assert task.baselines() == {"one": pytest.approx(n_right / n_levels**2)}
+    pairs = torch.cartesian_prod(*[torch.arange(n_levels)] * 2)
+    error = (task.guess("one", pairs)[:, -1] - task.oracle(1 + n_levels + pairs)[:, -1]).abs()
+    assert (error <= task.tolerance).sum().item() == n_right
+
+
 def test_the_loss_of_a_regression_is_its_squared_error() -> None:
     cell = cell_of(compose(["task=adding", "seq_len=8", "d_model=16", "backbone=lstm"]))
     task = build(cell, "task")
