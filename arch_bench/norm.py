@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Norm = Literal["layer", "rms"]
@@ -17,6 +19,20 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+class HeadNorm(nn.Module):
+    """A LayerNorm of each head by itself, with a gain for each channel of each head and no shift."""
+
+    def __init__(self, n_heads: int, d_head: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.shape = n_heads, d_head
+        self.weight = nn.Parameter(torch.ones(n_heads * d_head))  # a vector, as no matrix of norms is to decay
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., H, K)."""
+        return F.layer_norm(x, self.shape[1:], eps=self.eps) * self.weight.view(self.shape)
 
 
 def make_norm(kind: Norm, width: int) -> nn.Module:

@@ -36,20 +36,19 @@ def gla(layers: Any) -> Pair:
 
 
 def retention(layers: Any) -> Pair:
-    """The layer has an RMS norm, where the paper and we have a group norm: it gets ours, which has no weights."""
+    """The layer's norm has weights unless it is told otherwise, torchscale's and ours have none."""
     mixer = RetNet(d_model=D, n_heads=HEADS, expand=2, kernel="chunked")
-    layer = layers.MultiScaleRetention(hidden_size=D, num_heads=HEADS, expand_v=2, fuse_norm=False, layer_idx=0)
-    layer.g_norm = nn.LayerNorm(2 * D // HEADS, mixer.norm.eps, elementwise_affine=False)
+    norm = {"fuse_norm": False, "elementwise_affine": False, "norm_eps": mixer.norm.eps}
+    layer = layers.MultiScaleRetention(hidden_size=D, num_heads=HEADS, expand_v=2, layer_idx=0, **norm)
     buffers = {key: value for key, value in layer.state_dict().items() if key.startswith("rotary.")}
     return mixer, _filled(layer, _shared(mixer) | {"g_proj.weight": mixer.gate.weight} | buffers)
 
 
 def _convolved(mixer: Any, layer: Any, weights: dict[str, torch.Tensor]) -> Pair:
-    """The layers scale queries by K^-1/2; the norm behind takes that back but for its epsilon, which is scaled too."""
     taps = mixer.conv1d.weight.split(mixer._widths)
     weights |= {f"{name}_conv1d.weight": weight for name, weight in zip("qkv", taps, strict=True)}
     weights |= {"b_proj.weight": mixer.beta.weight, "o_norm.weight": mixer.norm.weight}
-    layer.o_norm.eps = mixer.norm.eps / mixer.state_shape[1]
+    assert layer.o_norm.eps == mixer.norm.eps
     return mixer, _filled(layer, _shared(mixer) | weights)
 
 

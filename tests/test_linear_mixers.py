@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from arch_bench.mixers.gated_linear_attention import GAIN, GLA, RetNet
+from arch_bench.mixers.gated_linear_attention import GAIN, GLA, OUT_GAIN, RetNet
 from arch_bench.mixers.linear_attention import LinearAttention, LinearMixer, TaylorAttention
 
 D, T = 16, 70
@@ -119,8 +119,11 @@ def test_retnet_starts_as_its_authors_do() -> None:
     mixer = RetNet(d_model=128, n_heads=4, expand=2, kernel="auto")
     for weight in (*mixer.qkv.weight.split(mixer._widths), mixer.gate.weight):
         check_uniform(weight, xavier(weight, GAIN))
-    check_uniform(mixer.out.weight, xavier(mixer.out.weight))
-    assert mixer.norm.eps == 1e-6
+    check_uniform(mixer.out.weight, xavier(mixer.out.weight, OUT_GAIN))
+    assert (GAIN, OUT_GAIN, mixer.norm.eps) == (2**-2.5, 0.5, 1e-6)
+    o = torch.randn(3, 64) + 5  # an RMS norm does not take the mean away
+    torch.testing.assert_close(mixer.norm(o), o / o.square().mean(-1, keepdim=True).sqrt(), atol=1e-5, rtol=1e-5)
+    assert not [*mixer.norm.parameters()]
 
 
 def test_gla_starts_as_its_authors_do() -> None:

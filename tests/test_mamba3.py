@@ -13,7 +13,7 @@ from torch import Tensor
 
 from arch_bench.mixers.base import tensors
 from arch_bench.mixers.mamba2 import DT_RANGE
-from arch_bench.mixers.mamba3 import Mamba3
+from arch_bench.mixers.mamba3 import DECAYS, Mamba3
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.ops.trapezoid import Inputs, trapezoid, trapezoid_step
 
@@ -22,7 +22,7 @@ B, H, K, V = 2, 3, 8, 5
 
 def build(kernel: str = "chunked", **sizes: Any) -> Mamba3:
     torch.manual_seed(0)
-    sizes = {"d_model": 16, "d_state": 8, "d_head": 8, "expand": 2, "rope_fraction": 0.5, **sizes}
+    sizes = {"d_model": 16, "d_state": 8, "d_head": 8, "expand": 2, "rope_fraction": 0.5, "decay": "softplus", **sizes}
     mixer = Mamba3(**sizes, kernel=kernel)
     with torch.no_grad():
         for parameter in (mixer.B_bias, mixer.C_bias, mixer.D):
@@ -69,6 +69,16 @@ def state_update(state: Tensor, token: Token, last: tuple[Tensor, Tensor], D: Te
     return out * z * torch.sigmoid(z), state
 
 
+def test_a_heavy_tail_by_hand() -> None:
+    a = torch.tensor([-3.0, -1.0, 0.0, 2.0], requires_grad=True)
+    found = DECAYS["heavy_tail"](a)
+    torch.testing.assert_close(found, torch.tensor([1 / 4, 1 / 2, 1, 3]))
+    (slope,) = torch.autograd.grad(found.sum(), a)
+    torch.testing.assert_close(slope[[0, 1, 3]], torch.tensor([1 / 16, 1 / 4, 1]))
+    with pytest.raises(ValueError, match="decay=exp is unknown here; choose from: softplus, heavy_tail"):
+        build(decay="exp")
+
+
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """As mamba3_siso_step_kernel: all pairs of neighbours, those beyond the angles by zero."""
     angles = F.pad(angles, (0, x.shape[-1] // 2 - angles.shape[-1]))
@@ -90,7 +100,7 @@ def stepped(mixer: Mamba3, inputs: Tensor) -> Tensor:
     outputs = []
     for u in inputs.unbind(1):
         z, x, B, C, dd_dt, dd_A, trap, angles = (u @ mixer.in_proj.weight.T).split(widths, -1)
-        A = torch.clamp(-F.softplus(dd_A), max=-1e-4)
+        A = torch.clamp(-mixer.decay(dd_A), max=-1e-4)
         dt = F.softplus(dd_dt + mixer.dt_bias)
         angle = angle + torch.tanh(angles).unsqueeze(-2) * math.pi * dt.unsqueeze(-1)
         B = rotate(rms_norm(B, mixer.B_norm.weight).unsqueeze(-2) + mixer.B_bias[:, 0], angle)
@@ -102,10 +112,11 @@ def stepped(mixer: Mamba3, inputs: Tensor) -> Tensor:
     return torch.stack(outputs, 1)
 
 
+@pytest.mark.parametrize("decay", ["softplus", "heavy_tail"])
 @pytest.mark.parametrize("kernel", ["chunked", "reference"])
 @torch.no_grad()
-def test_equals_the_authors_step(kernel: str) -> None:
-    mixer, x = build(kernel).double(), 2 * torch.randn(2, 70, 16, dtype=torch.float64)
+def test_equals_the_authors_step(kernel: str, decay: str) -> None:
+    mixer, x = build(kernel, decay=decay).double(), 2 * torch.randn(2, 70, 16, dtype=torch.float64)
     torch.testing.assert_close(mixer(x), stepped(mixer, x), atol=1e-9, rtol=1e-9)
 
 
@@ -169,7 +180,8 @@ def test_many_steps_turn_as_far_as_one_sum() -> None:
 
 def test_initialisation() -> None:
     torch.manual_seed(0)
-    mixer = Mamba3(d_model=128, d_state=16, d_head=2, expand=2, rope_fraction=1.0, kernel="chunked")
+    sizes = {"d_model": 128, "d_state": 16, "d_head": 2, "expand": 2, "rope_fraction": 1.0}
+    mixer = Mamba3(**sizes, decay="softplus", kernel="chunked")  # type: ignore[arg-type]
     steps = F.softplus(mixer.dt_bias)
     assert steps.min() >= DT_RANGE[0] * 0.99
     assert steps.max() <= DT_RANGE[1] * 1.01

@@ -17,6 +17,7 @@ def build(kernel: str = "chunked", forget_gate: str = "sigmoid", gates: float = 
     mixer = MLSTM(d_model=D, n_heads=H, forget_gate=forget_gate, kernel=kernel)  # type: ignore[arg-type]
     with torch.no_grad():
         mixer.gates.weight.normal_(std=gates)
+        mixer.norm.weight.normal_(mean=1.0)  # each channel of each head its own
     return mixer
 
 
@@ -37,7 +38,7 @@ def as_written(mixer: MLSTM, inputs: Tensor) -> Tensor:
         n = f[:, t] * n + i[:, t] * k[:, t]
         read = (C * q[:, t, :, :, None]).sum(-2)
         hs.append(read / (n * q[:, t]).sum(-1, keepdim=True).abs().clamp(min=1))
-    h = F.layer_norm(torch.stack(hs, 1), (D // H,), mixer.norm.weight.double(), eps=1e-5)
+    h = F.layer_norm(torch.stack(hs, 1), (D // H,), eps=1e-5) * mixer.norm.weight.double().view(H, D // H)
     gated = h.flatten(-2).float() * mixer.output_gate(inputs).sigmoid()
     return mixer.out(gated)
 

@@ -112,6 +112,7 @@ def test_initialisation() -> None:
     assert (forget[0, 0].item(), forget[0, -1].item()) == (5, -7)
     assert (forget.diff(dim=-1) < 0).all()
     assert not mixer.bias[:, [0, 2, 3]].any()
+    assert {name: p.shape for name, p in mixer.norm.named_parameters()} == {"weight": (256,)}  # no shift, as theirs
     flagged = {name for name, p in mixer.named_parameters() if getattr(p, "_no_weight_decay", False)}
     assert flagged == {"R", "bias"}
 

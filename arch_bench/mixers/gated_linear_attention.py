@@ -19,6 +19,7 @@ from arch_bench.ops.linear_attention import Decay
 from arch_bench.positions import first_waves, rotate, waves
 
 GAIN = 2**-2.5  # of Xavier's initialisation, where the authors' code has it: by class below
+OUT_GAIN = 2**-1  # of RetNet's last projection
 
 
 class GatedLinearMixer(LinearMixer):
@@ -45,13 +46,14 @@ class RetNet(GatedLinearMixer):
     """Multi-scale retention: rotated queries and keys, and a fixed decay per head (Sun et al. 2023, eq. 6-8).
 
         S_t = gamma_h S_{t-1} + k_t v_t^T,   o_t = S_t^T q_t,   gamma_h = 1 - 2^(-5-h), h = 0 ... H-1
-        output_t = out(group_norm(o_t) * silu(gate(x_t)))
+        output_t = out(rms_norm(o_t) * silu(gate(x_t))), the norm over each head by itself, without weights
 
     State: S, d_model expand d_model / H numbers in float32, and the position, whatever the length. A token costs
     (2 + 3 expand) d_model^2 multiply-adds in projections and 2 expand d_model^2 / H in the state.
 
-    As in the authors' code (microsoft/torchscale, multiscale_retention.py), all projections start by Xavier's rule, all
-    but the last with GAIN.
+    As in the authors' code (microsoft/torchscale, multiscale_retention.py), all projections start by Xavier's rule with
+    GAIN, the last with OUT_GAIN, and the norm does not centre, where the paper has a group norm. Theirs also divides
+    the scores of a query by their sum, where it is above 1, for the range of fp16: the norm takes that back.
 
     Raises ValueError if `n_heads` does not divide `d_model`, or leaves the rotation an odd width.
     """
@@ -70,8 +72,8 @@ class RetNet(GatedLinearMixer):
         self._build(d_model, n_heads, d_head, expand * d_head)
         for weight in (*self.qkv.weight.split(self._widths), self.gate.weight):
             nn.init.xavier_uniform_(weight, gain=GAIN)
-        nn.init.xavier_uniform_(self.out.weight)
-        self.norm = nn.LayerNorm(expand * d_head, self.NORM_EPS, elementwise_affine=False)
+        nn.init.xavier_uniform_(self.out.weight, gain=OUT_GAIN)
+        self.norm = nn.RMSNorm(expand * d_head, self.NORM_EPS, elementwise_affine=False)
         self.register_buffer("log_decay", torch.log1p(-(2.0 ** (-5.0 - torch.arange(n_heads)))), persistent=False)
         self.log_decay: Tensor
         self._decide(kernel, n_heads, d_head, expand * d_head)

@@ -29,6 +29,14 @@ NORM_EPS = 1e-5
 CHUNK = 64  # positions, of mamba-ssm's kernel
 
 
+def heavy_tail(a: Tensor) -> Tensor:
+    """1 + a above zero and 1 / (1 - a) below: positive, and smooth at zero."""
+    return a.clamp(min=0) + 1 / (1 - a.clamp(max=0))
+
+
+DECAYS: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "heavy_tail": heavy_tail}
+
+
 class Projected(NamedTuple):
     """What the token decides, of all positions or of one."""
 
@@ -55,11 +63,14 @@ class Mamba3(Mixer):
     """Mamba-3 with one input and one output per head (SISO), arXiv:2603.15569; parameters as in `mamba_ssm.Mamba3`.
 
         z_t, x_t, B_t, C_t, dt_t, a_t, l_t, w_t = in_proj(input_t)              (E,) (E,) (N,) (N,) (H,) (H,) (H,) (R,)
-        delta_t    = softplus(dt_t + dt_bias),  A_t = -softplus(a_t),  lambda_t = sigmoid(l_t)                     (H,)
+        delta_t    = softplus(dt_t + dt_bias),  A_t = -decay(a_t),  lambda_t = sigmoid(l_t)                        (H,)
         theta_t    = theta_{t-1} + pi tanh(w_t) delta_t                                                          (H, R)
         B_t, C_t   = pairs of the first 2 R of rms_norm(B_t) + B_bias[h] turned by theta_t[h], and C_t likewise  (H, N)
         S_t        = exp(delta_t A_t) (S_{t-1} + delta_t (1 - lambda_t) B_{t-1} x_{t-1}^T) + delta_t lambda_t B_t x_t^T
         output_t   = out_proj((S_t^T C_t + D[h] x_t[h]) * silu(z_t))
+
+    `decay` is softplus as in the paper and the last release of mamba_ssm, 2.3.2. Its repository has heavy_tail since:
+    1 + a above zero and 1 / (1 - a) below, by which a state decays 1 / ln 2 = 1.44 times as fast where a is 0.
 
     R is half of rope_fraction d_state. There is no convolution: the two terms of a step do its work. The form with
     several inputs and outputs per head (MIMO) is left out.
@@ -91,10 +102,14 @@ class Mamba3(Mixer):
         d_head: int | Literal["auto"],
         expand: int,
         rope_fraction: float,
+        decay: Literal["softplus", "heavy_tail"],
         kernel: str,
     ) -> None:
         super().__init__()
         at_least(1, expand=expand)
+        if decay not in DECAYS:
+            raise ValueError(f"decay={decay} is unknown here; choose from: {', '.join(DECAYS)}")
+        self.decay = DECAYS[decay]
         d_inner = expand * d_model
         d_head = math.gcd(64, d_inner) if d_head == "auto" else d_head
         if d_head < 1 or d_inner % d_head:
@@ -149,7 +164,7 @@ class Mamba3(Mixer):
         z, x, B, C, dt, a, trap, angles = self.in_proj(x).split(self.widths, -1)
         z, x = (each.unflatten(-1, (self.state_shape[0], -1)) for each in (z, x))
         delta = F.softplus(wide(dt) + self.dt_bias)
-        log_decay = delta * -F.softplus(wide(a)).clamp(min=SLOWEST_DECAY)
+        log_decay = delta * -self.decay(wide(a)).clamp(min=SLOWEST_DECAY)
         return Projected(z, x, self.B_norm(wide(B)), self.C_norm(wide(C)), delta, log_decay, trap, angles)
 
     def _biases(self) -> tuple[Tensor, Tensor]:

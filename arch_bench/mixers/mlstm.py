@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from arch_bench.mixers.base import Card, State
 from arch_bench.mixers.linear_attention import Inputs, LinearMixer
 from arch_bench.mixers.sizes import head_width
+from arch_bench.norm import HeadNorm
 from arch_bench.ops.chunks import wide
 from arch_bench.ops.linear_attention import Decay, linear_attention_step
 
@@ -35,6 +36,13 @@ class MLSTM(LinearMixer):
     no gate overflows (eq. 15-17); n is the column of a value that is always 1. h does not depend on m, which therefore
     has no gradient.
 
+    This is the layer of xLSTM 7B (Beck et al. 2025, arXiv:2503.13427; `xlstm_large` of NX-AI/xlstm): dense q, k and v,
+    a sigmoid output gate, then the block's MLP. The block of 2024 (figure 11) has instead an up-projection to twice the
+    width, q and k from a convolution over 4 positions, all three in blocks of 4 channels, a skip from the convolution,
+    a gate by silu, and no MLP: 30,100 parameters at d_model=64 with 4 heads, where this layer has 21,100, and 54,200
+    with its MLP. backbone.d_conv=4 adds a convolution. Left out of xLSTM 7B are the caps of its gates at 15, its input
+    gate's bias of -10, and keys of half the width. As in both, the norm has a gain for each channel of each head.
+
     State: C and n, d_model (d_model / H + 1) numbers, and H of m, in float32, whatever the length. A token costs
     d_model (5 d_model + 2 H) multiply-adds in projections and 2 d_model (d_model / H + 1) in the state.
 
@@ -54,7 +62,7 @@ class MLSTM(LinearMixer):
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.gates = nn.Linear(d_model, 2 * n_heads)  # input, forget
         self.output_gate = nn.Linear(d_model, d_model, bias=False)
-        self.norm = nn.LayerNorm(d_head, NORM_EPS, bias=False)
+        self.norm = HeadNorm(n_heads, d_head, NORM_EPS)
         self.out = nn.Linear(d_model, d_model, bias=False)
         self._initialise(n_heads)
         self._decide(kernel, n_heads, d_head, d_head + 1)

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from arch_bench.mixers.base import Card, Mixer, State, count_flops
 from arch_bench.mixers.sizes import at_least, head_width
+from arch_bench.norm import HeadNorm
 from arch_bench.ops.causal_conv import causal_conv, causal_conv_step, causal_window
 from arch_bench.ops.slstm import OBSTACLES, Cell, empty_cell, slstm, slstm_step
+
+NORM_EPS = 1e-5
 
 
 class SLSTM(Mixer):
@@ -46,7 +49,7 @@ class SLSTM(Mixer):
         self.W_if, self.W_zo = (nn.Parameter(torch.empty(n_heads, d_head, 2 * d_head)) for _ in range(2))
         self.R = nn.Parameter(torch.zeros(n_heads, d_head, 4 * d_head))
         self.bias = nn.Parameter(torch.zeros(n_heads, 4, d_head))
-        self.norm = nn.GroupNorm(n_heads, d_model)
+        self.norm = HeadNorm(n_heads, d_head, NORM_EPS)
         self._initialise(d_model, d_head)
 
     @torch.no_grad()
@@ -76,7 +79,7 @@ class SLSTM(Mixer):
 
     def _normed(self, h: Tensor) -> Tensor:
         """(..., H, K) -> (..., D)."""
-        return self.norm(h.reshape(-1, self.norm.num_channels)).unflatten(0, h.shape[:-2])
+        return self.norm(h).flatten(-2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._parallel(x)[0]
