@@ -30,7 +30,8 @@ class Backbone(nn.Module):
         pattern: names of mixers, which the blocks have in turn.
         positions: none | learned | sinusoidal (added to the embedding) | rotary | alibi (inside attention).
         tie_embeddings: the head shares the embedding's matrix.
-        dials: those of `Block`; norm_at=pre ends with one more norm, and dropout is on the embeddings, too.
+        dials: those of `Block`; norm_at=pre ends with one more norm, norm_at=post begins with one, as BERT does, unless
+            sinusoidal positions give the embeddings their size. Dropout is on the embeddings, too.
 
     Raises:
         ValueError: the mixer does not fit the width, or cannot apply the positions; a pattern is longer than the model
@@ -53,8 +54,11 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, d_model)
-        nn.init.normal_(self.embedding.weight, std=0.02)
         self.positions = absolute_positions(positions, max_len, d_model)
+        is_scaled = isinstance(self.positions, SinusoidalPositions)
+        nn.init.normal_(self.embedding.weight, std=d_model**-0.5 if is_scaled else 0.02)
+        needs_norm = dials["norm_at"] == "post" and not is_scaled
+        self.embedding_norm = make_norm(dials["norm"], d_model) if needs_norm else nn.Identity()
         self.dropout = nn.Dropout(dials["dropout"])
         mixers = [mixer[name] for name in pattern or ()] if isinstance(mixer, dict) else [mixer]
         if not 1 <= len(mixers) <= n_layers:
@@ -122,7 +126,7 @@ class Backbone(nn.Module):
 
     def stepping(self) -> list[nn.Parameter]:
         """The weights that a decoded token meets after its embedding; of the tables before it reads a row."""
-        return [*nn.ModuleList([*self.blocks, self.norm, self.head]).parameters()]
+        return [*nn.ModuleList([self.embedding_norm, *self.blocks, self.norm, self.head]).parameters()]
 
     @property
     def keeps_precision(self) -> bool:
@@ -191,13 +195,13 @@ class Backbone(nn.Module):
         """position: where the one token of each sequence stands; None for sequences from their start."""
         x = self.embedding(tokens)
         if isinstance(self.positions, SinusoidalPositions):
-            # Vaswani et al. 2017, section 3.4; from our std of 0.02 it starts at 0.16 (d_model=64) beside waves of 0.7
+            # Vaswani et al. 2017, section 3.4; tables start at d_model^-1/2, so that words have the waves' size
             x = x * x.shape[-1] ** 0.5
         if self.positions is not None:
             positions = torch.arange(tokens.shape[1], device=x.device) if position is None else position[None]
             self.positions.check(len(positions))
             x = x + self.positions(positions)
-        return self.dropout(x)
+        return self.dropout(self.embedding_norm(x))
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
         """(position, one state per block) for sequences of up to `max_len` tokens."""

@@ -109,7 +109,7 @@ class EncoderDecoder(Backbone):
 
     def stepping(self) -> list[nn.Parameter]:
         reading = {id(weight) for _, cross in self._layers for weight in _reader(cross).reading()}
-        met = nn.ModuleList([*self._decoder, self.norm, self.head])
+        met = nn.ModuleList([self.embedding_norm, *self._decoder, self.norm, self.head])
         return [weight for weight in met.parameters() if id(weight) not in reading]
 
     @property

@@ -54,6 +54,41 @@ def test_others_and_post_norms_are_not_damped(overrides: list[str]) -> None:
         assert all(bound(p) == pytest.approx(p.shape[1] ** -0.5, rel=0.01) for p in weights)
 
 
+def embedded(model: Backbone) -> Tensor:
+    return model.eval()._embed(torch.randint(512, (4, 64), generator=torch.Generator().manual_seed(1)))
+
+
+def test_sinusoidal_waves_meet_words_of_their_size() -> None:
+    """Vaswani et al. 2017, section 3.4, as in tensor2tensor: words of std 1 beside waves of root mean square 0.71."""
+    for name, *overrides in (
+        ("encoder_decoder",),
+        ("transformer", "backbone.positions=sinusoidal"),
+        ("bert", "backbone.positions=sinusoidal"),
+    ):
+        model = backbone(name, *overrides)
+        words = embedded(model) - model.positions(torch.arange(64))  # type: ignore[misc]
+        assert words.std().item() == pytest.approx(1, rel=0.03)
+        assert model.positions(torch.arange(64)).square().mean().item() == pytest.approx(0.5)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "lstm"])
+def test_a_post_norm_model_has_a_norm_on_its_embeddings(name: str) -> None:
+    """BERT's `embeddings.LayerNorm`: words and positions of std 0.02 each, then of std 1."""
+    model = backbone(name, "backbone.norm_at=post")
+    assert type(model.embedding_norm) is type(model._stack[0].norm)
+    assert embedded(model).std().item() == pytest.approx(1, rel=0.02)  # eps is 1e-5, their variance 4e-4
+    assert not [*backbone(name, "backbone.norm_at=pre").embedding_norm.parameters()]
+    weights = {id(p) for p in model.stepping()}
+    assert all(id(p) in weights for p in model.embedding_norm.parameters())
+
+
+def test_the_first_attention_of_bert_tells_words_apart() -> None:
+    """Scores of 3e-4 without the norm; BERT's own first layer has about 0.1 at its width (std 0.02 d K^-1/2 x 0.02)."""
+    model = backbone("bert")
+    q, k, _ = model.mixer._project(embedded(model))  # type: ignore[operator]
+    assert 0.1 < (q @ k.mT * q.shape[-1] ** -0.5).std() < 1
+
+
 def test_embeddings_and_untied_heads_start_at_the_scale_of_gpt2() -> None:
     """mamba_ssm's `initializer_range`, GPT-2's and fla's: 0.02."""
     model = backbone("mamba", "backbone.tie_embeddings=false")
