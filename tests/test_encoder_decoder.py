@@ -251,8 +251,8 @@ def losses(task: str, kind: str, n_steps: int, *overrides: str) -> list[float]:
 
 
 def test_it_learns_to_copy() -> None:
-    found = losses("copy_memory", "eager", 200, "task.n_data=4")
-    assert found[0] == pytest.approx(2.3, abs=0.2)
+    found = losses("copy_memory", "eager", 300, "task.n_data=4", "optim.lr=1e-2")
+    assert 2.3 < found[0] < 10, "a tied head with words of std 1 begins by repeating its input"
     assert found[-1] < 0.3, found[::20]
 
 

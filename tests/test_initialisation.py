@@ -10,6 +10,8 @@ from torch import Tensor
 from arch_bench.backbone import Backbone
 from arch_bench.config import cell_of, compose
 from arch_bench.objects import build
+from arch_bench.train_step import TrainStep, list_scored
+from tasks.base import stream
 
 D, LAYERS = 64, 4
 
@@ -94,3 +96,46 @@ def test_embeddings_and_untied_heads_start_at_the_scale_of_gpt2() -> None:
     model = backbone("mamba", "backbone.tie_embeddings=false")
     for weight in (model.embedding.weight, model.head.weight):
         assert weight.std().item() == pytest.approx(0.02, rel=0.02)
+
+
+MQAR = ["task=mqar", "task.vocab_size=64", "task.n_pairs=4", "backbone.d_conv=4"]
+LEARNERS = {
+    "bert": ["backbone=bert", *MQAR],
+    "sinusoidal": ["backbone=transformer", "backbone.positions=sinusoidal", *MQAR],
+    **{
+        f"encoder_decoder, {norm_at}-norm, {task}": [
+            "backbone=encoder_decoder",
+            f"backbone.norm_at={norm_at}",
+            f"task={task}",
+        ]
+        for norm_at in ("pre", "post")
+        for task in ("string_copy", "reverse")
+    },
+    "encoder_decoder, pre-norm, mqar": ["backbone=encoder_decoder", "backbone.norm_at=pre", *MQAR],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", LEARNERS.values(), ids=LEARNERS)
+def test_a_small_task_is_solved(overrides: list[str]) -> None:
+    """Within 1,000 steps of 64 examples at the default rate; needed were 400 to 700."""
+    cell = cell_of(compose([f"d_model={D}", "seq_len=32", "trainer.max_steps=1000", *overrides]))
+    cpu = torch.device("cpu")
+    task = build(cell, "task")
+    torch.manual_seed(0)
+    model = build(cell, "backbone", vocab_size=task.vocab_size)
+    step = TrainStep(model, cell.optim, max_steps=1000, kind="eager", precision="fp32", loss_kernel="auto")
+    test = list_scored(task.sample(256, stream(0, "test", 0, cpu), cpu), task.max_scored)
+    assert test.positions is not None
+    is_scored = test.targets >= 0
+    accuracies = []
+    for i in range(1000):
+        step(list_scored(task.sample(64, stream(0, "train", i, cpu), cpu), task.max_scored))
+        if i % 100 == 99:
+            with torch.no_grad():
+                hidden = model(test.inputs).gather(1, test.positions.unsqueeze(-1).expand(-1, -1, D))
+                is_right = model.head(hidden).argmax(-1) == test.targets
+            accuracies.append(is_right[is_scored].float().mean().item())
+            if accuracies[-1] > 0.97:
+                return
+    pytest.fail(f"accuracies after every hundred steps: {accuracies}")
