@@ -96,10 +96,10 @@ def main() -> None:
         publish(asked.results)
         return
     until = time.monotonic() + 60 * asked.minutes
-    for item in items((PUBLISHED / "CAMPAIGN.md").read_text()):
-        if asked.only not in (None, item.name):
+    for listed in items((PUBLISHED / "CAMPAIGN.md").read_text()):
+        if asked.only not in (None, listed.name):
             continue
-        item = item._replace(arguments=[*item.arguments, *asked.overrides])
+        item = listed._replace(arguments=[*listed.arguments, *asked.overrides])
         if time.monotonic() >= until:
             print(f"not begun for want of time: {item.name}")
             continue

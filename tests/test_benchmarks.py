@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -10,8 +11,37 @@ from pathlib import Path
 
 import pytest
 
+from arch_bench.config import CONF
+from arch_bench.usage import options
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPT = BENCHMARKS / "train_step.py"
+
+
+def test_the_campaign_lists_experiments_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    campaign = importlib.import_module("campaign")
+    found = list(campaign.items((campaign.PUBLISHED / "CAMPAIGN.md").read_text()))
+    assert found
+    assert {item.name for item in found} <= set(options(CONF, "experiment"))
+    with pytest.raises(ValueError, match="names no experiment"):
+        list(campaign.items("arch-bench -m backbone=lstm"))
+
+
+def test_a_campaign_goes_on_from_published_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    campaign = importlib.import_module("campaign")
+    published, results = tmp_path / "published", tmp_path / "results"
+    (published / "a" / "rows").mkdir(parents=True)
+    (published / "a" / "rows" / "1.json").write_text("published")
+    (results / "a" / "rows").mkdir(parents=True)
+    (results / "a" / "rows" / "2.json").write_text("newer")
+    monkeypatch.setattr(campaign, "PUBLISHED", published)
+    campaign.begin_with_published("a", results)
+    assert {path.name: path.read_text() for path in (results / "a" / "rows").iterdir()} == {
+        "1.json": "published",
+        "2.json": "newer",
+    }
 
 
 @pytest.mark.slow
