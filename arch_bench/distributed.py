@@ -16,8 +16,8 @@ import torch.distributed as dist
 
 from arch_bench import scratch
 from arch_bench.isolate import LostPeer
-from arch_bench.measure import usable_cores
 from arch_bench.team import SOLO, TEAMS, Place, Team
+from arch_bench.threads import usable_cores
 
 TIMEOUT = timedelta(minutes=10)
 """How long one rank waits for another: compiling and autotuning may take minutes longer on one of them."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import itertools
-import os
 import platform
 import resource
 import statistics
@@ -27,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from arch_bench import threads
 from arch_bench.config import ConfigError
 
 Clock = Callable[[], float]
@@ -46,42 +46,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def usable_cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """CPU cores that this process may keep busy: those it is bound to, within the quota of its container.
-
-    PyTorch starts a thread for every core it sees; where a quota allows fewer, they wait for one another.
-    """
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(bound, _quota(groups) or bound)
-
-
-def _quota(groups: Path) -> int | None:
-    """Whole cores of a control group's CPU quota (version 2, then version 1); None where there is no limit."""
-    files = (groups / "cpu.max",), (groups / "cpu/cpu.cfs_quota_us", groups / "cpu/cpu.cfs_period_us")
-    for names in files:
-        if all(name.is_file() for name in names):
-            limit, period = " ".join(name.read_text() for name in names).split()
-            return None if limit in {"max", "-1"} else max(1, int(limit) // int(period))
-    return None
-
-
-def limit_threads() -> None:
-    """Give PyTorch no more threads than there are cores to run them, unless OMP_NUM_THREADS says how many.
-
-    ARCH_BENCH_THREADS is what a launcher allots to each of several processes, their compilers included.
-    """
-    if allotted := os.environ.get("ARCH_BENCH_THREADS"):
-        torch.set_num_threads(int(allotted))
-        torch._inductor.config.compile_threads = int(allotted)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
-
-
 def device_name(device: torch.device) -> str:
     """What a row calls the hardware."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    return f"{_processor()}, {threads.allotted()} threads" if device.type == "cpu" else device.type
 
 
 CONTEXT_BYTES = 700 * 2**20

@@ -9,6 +9,7 @@ import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 _PACKAGES = (
     *("arch-bench", "torch", "triton", "lightning", "hydra-core", "datasets"),
@@ -28,17 +29,30 @@ def versions() -> dict[str, str]:
     return found
 
 
-@cache
-def commit() -> tuple[str, bool]:
-    """(commit, whether the code or the configs differ from it) of the checkout this code runs from.
+class Commit(NamedTuple):
+    """The commit of the checkout that this code runs from."""
 
-    A copy without its history (a container, a remote machine) is told by ARCH_BENCH_COMMIT; else it is ("", False).
+    name: str = ""
+    is_dirty: bool = False
+    """Whether the code or the configs differ from it."""
+    why: str = ""
+    """Why there is no name."""
+
+
+@cache
+def commit() -> Commit:
+    """Return the commit, or why there is none.
+
+    A copy without its history (a container, a remote machine) is told by ARCH_BENCH_COMMIT.
     """
     if told := os.environ.get("ARCH_BENCH_COMMIT"):
-        return told, False
-    if not _git("ls-files", "--error-unmatch", "arch_bench/__init__.py"):
-        return "", False  # installed, perhaps inside somebody else's checkout
-    return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--", "arch_bench", "tasks", "conf"))
+        return Commit(told)
+    try:
+        _git("ls-files", "--error-unmatch", "arch_bench/__init__.py")  # else installed, perhaps inside another checkout
+        name = _git("rev-parse", "HEAD")
+        return Commit(name, bool(_git("status", "--porcelain", "--", "arch_bench", "tasks", "conf")))
+    except _NoAnswer as error:
+        return Commit(why=str(error))
 
 
 @cache
@@ -52,11 +66,43 @@ def code() -> str:
     return digest.hexdigest()[:12]
 
 
+class _NoAnswer(Exception):
+    """Git has said nothing that can be used; the message says why."""
+
+
 def _git(*args: str) -> str:
     try:
         done = subprocess.run(
-            ["git", *args], cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=10, check=False
+            ["git", *args],
+            cwd=Path(__file__).parent.parent,
+            env=os.environ | {"LC_ALL": "C"},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=10,
+            check=False,
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    except FileNotFoundError:
+        raise _NoAnswer("git is not installed; set ARCH_BENCH_COMMIT") from None
+    except subprocess.TimeoutExpired:
+        raise _NoAnswer("git did not answer within 10 s; set ARCH_BENCH_COMMIT") from None
+    except OSError as error:
+        raise _NoAnswer(f"git cannot be run: {error.strerror or error}; set ARCH_BENCH_COMMIT") from None
+    if done.returncode == 0:
+        return done.stdout.strip()
+    said = next((line for line in done.stderr.splitlines() if line.strip()), f"exit code {done.returncode}")
+    for words, why in _REFUSALS.items():
+        if words in done.stderr:
+            raise _NoAnswer(why)
+    raise _NoAnswer(f"git: {said.strip()[:200]}")
+
+
+_REFUSALS = {
+    "dubious ownership": (
+        "the checkout belongs to another user, and git refuses it; "
+        "git config --global --add safe.directory with its path, or set ARCH_BENCH_COMMIT"
+    ),
+    "not a git repository": "installed from a package or a copy without its history; set ARCH_BENCH_COMMIT",
+    "did not match any file": "installed inside another checkout, not from one of its own; set ARCH_BENCH_COMMIT",
+    "ambiguous argument 'HEAD'": "a checkout without a commit",
+}

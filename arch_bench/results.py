@@ -74,6 +74,8 @@ class Row:
     """The learning curve, in a training's row at its own length."""
     # provenance
     commit: str = ""
+    commit_why: str = ""
+    """Why there is no commit."""
     dirty: bool = False
     versions: Versions = field(default_factory=dict)
     device: str = ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from arch_bench import environment, provenance, results, tracking
 from arch_bench.config import Cell
-from arch_bench.results import Kind, Outcome, Row
+from arch_bench.results import Kind, Metrics, Outcome, Row
 
 if TYPE_CHECKING:
     from arch_bench.team import Place, Team
@@ -52,37 +52,44 @@ def run_shape(cell: Cell, shape: Shape, earlier: list[Row], place: Place | None 
 
 
 def _run_shape(cell: Cell, shape: Shape, earlier: list[Row], place: Place | None) -> list[Row]:
+    from arch_bench import threads
     from arch_bench.distributed import joined
-    from arch_bench.measure import limit_threads, pick_device
+    from arch_bench.measure import pick_device
     from arch_bench.ops.tuning import keep_apart
     from arch_bench.precision import set_tf32
 
     started = time.perf_counter()
     if shape.kind not in TRAINED:
         keep_apart()
-    limit_threads()
+    is_timed = shape.kind not in TRAINED
+    threads.limit(is_timed=is_timed, is_cpu=pick_device(cell.device).type == "cpu")
     set_tf32(cell.precision)
     with joined(place, cell.trainer.strategy, pick_device(cell.device)) as team:
         if team.rank:
             _outcomes(cell, shape, team, None)
             return []
-        return _saved(cell, shape, team, earlier, started)
+        return _saved(cell, shape, team, earlier, started, threads.load(is_timed=is_timed))
 
 
-def _saved(cell: Cell, shape: Shape, team: Team, earlier: list[Row], started: float) -> list[Row]:
+def _saved(cell: Cell, shape: Shape, team: Team, earlier: list[Row], started: float, machine: Metrics) -> list[Row]:
     from arch_bench.guard import guarded
 
     if shape.kind != "quality":
         outcomes = guarded(lambda: _outcomes(cell, shape, team, None), shape.lengths, shape.contender)
-        rows = save(cell, shape, outcomes, _usage(cell, started))
+        rows = save(cell, shape, _on(machine, outcomes), _usage(cell, started))
     else:
         with tracking.track(cell, trains=True) as tracker:
             outcomes = guarded(lambda: _outcomes(cell, shape, team, tracker.lightning), shape.lengths)
-            rows = save(cell, shape, outcomes, _usage(cell, started))
+            rows = save(cell, shape, _on(machine, outcomes), _usage(cell, started))
             tracker.log_rows(earlier + rows)
     if shape.kind in TRAINED and not any(is_provisional(row, shape) for row in rows):
         results.forget_training(cell.results_dir, cell.model_dump())
     return rows
+
+
+def _on(machine: Metrics, outcomes: list[Outcome]) -> list[Outcome]:
+    """Add what the machine was like to what was measured on it."""
+    return [replace(each, metrics=each.metrics | machine) if each.status == "ok" else each for each in outcomes]
 
 
 def _usage(cell: Cell, started: float) -> Usage:
@@ -165,7 +172,7 @@ def to_row(cell: Cell, kind: Kind, outcome: Outcome, usage: Usage, n_rows: int =
     from arch_bench.measure import device_name, pick_device
 
     config: dict[str, Any] = cell.model_dump()
-    commit, is_dirty = provenance.commit()
+    commit = provenance.commit()
     return Row(
         experiment=cell.name,
         backbone=cell.backbone_name,
@@ -181,8 +188,9 @@ def to_row(cell: Cell, kind: Kind, outcome: Outcome, usage: Usage, n_rows: int =
         reason=one_line(outcome.reason),
         metrics=outcome.metrics,
         curve=outcome.curve,
-        commit=commit,
-        dirty=is_dirty,
+        commit=commit.name,
+        commit_why=commit.why,
+        dirty=commit.is_dirty,
         versions=provenance.versions(),
         device=device_name(pick_device(cell.device)) if usage.wall_s is not None else cell.device,
         data=outcome.data,

@@ -260,7 +260,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = parser().parse_args()
     records: list[Record] = []
-    found = {"commit": provenance.commit()[0], "versions": provenance.versions(), "points": records}
+    found = {"commit": provenance.commit().name, "versions": provenance.versions(), "points": records}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     print(HEADER, flush=True)
     started = time.monotonic()

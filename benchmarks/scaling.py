@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/scaling.json"))
     args = parser.parse_args()
     args.devices = args.devices or str(2 if args.smoke else torch.cuda.device_count())
-    found: dict[str, Any] = {"commit": provenance.commit()[0], "versions": provenance.versions(), "points": []}
+    found: dict[str, Any] = {"commit": provenance.commit().name, "versions": provenance.versions(), "points": []}
     found["device"] = isolate.call(_device, "cpu" if args.smoke else "auto", time_limit_s=120)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for record in points(args):

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = args.tasks.split(",")
     texts = [name for name in names if is_downloaded(name)]
     found: Record = {
-        "commit": provenance.commit()[0],
+        "commit": provenance.commit().name,
         "versions": provenance.versions(),
         "device": isolate.call(_device, args.device, time_limit_s=120),
         "batch_size": BATCH_SIZE,

@@ -381,7 +381,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/train_step.json"))
     args = parser.parse_args()
     found: dict[str, Any] = {
-        "commit": provenance.commit()[0],
+        "commit": provenance.commit().name,
         "versions": provenance.versions(),
         "device": isolate.call(_device, time_limit_s=120),
     }

@@ -33,9 +33,11 @@ GRID = ["phases=[decode,quality]", "backbone=lstm,transformer", "seq_len=16,32",
 N_CELLS = 24
 LAUNCHERS = {"basic": [], "joblib": ["launcher=joblib", "launcher.pack=2"]}
 
-VARIES = {"created_at", "wall_s", "process_bytes", "commit", "dirty"}
+VARIES = {"created_at", "wall_s", "process_bytes", "commit", "commit_why", "dirty"}
 """Fields of a row: times, memory of a process, and the state of the checkout."""
-MEASURED = re.compile(r"_s$|_ms(_|$)|_per_s(_|$)|ms_per_token|_share$|tflops$|mfu|^n_(attempts|warmup)$|peak_mem_bytes")
+MEASURED = re.compile(
+    r"_s$|_ms(_|$)|_per_s(_|$)|ms_per_token|_share$|tflops$|mfu|^n_(attempts|warmup)$|peak_mem_bytes|^threads$|^load_average$|^busy_cores$"
+)
 """Metrics that no two undisturbed runs share either."""
 
 

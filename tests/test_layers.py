@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs": {"complaint"},
     "lineage": set(),
     "objects": {"complaint", "config", "lineage"},
-    "examples": {"complaint", "config", "objects", "usage", "tasks.base"},
+    "examples": {"complaint", "config", "console", "objects", "usage", "tasks.base"},
     "ops": {"ops"},
     "positions": {"ops"},
     "norm": set(),
@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "precision": {"config"},
     "seed": set(),
     "team": {"ops", "seed", "tasks.base"},
-    "distributed": {"isolate", "measure", "scratch", "team"},
+    "distributed": {"isolate", "scratch", "team", "threads"},
     "optimizer": {"config"},
     "graph": set(),
     "train_step": {"backbone", "config", "graph", "ops", "optimizer", "precision", "tasks.base", "team"},
@@ -47,7 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "strategy": {"team"},
     "trainer": {"strategy", "team"},
     "guard": {"answer", "ops", "results"},
-    "measure": {"config"},
+    "threads": {"results"},
+    "measure": {"threads", "config"},
     "checkpoint": {"config", "files", "lit", "measure", "provenance", "results", "team"},
     "quality": {
         "checkpoint",
@@ -112,7 +113,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "shape": {
         *("checkpoint", "config", "distributed", "environment", "guard", "measure", "ops", "precision", "provenance"),
-        *("results", "team", "tracking", "quality", "speed", "decode", "kernels"),
+        *("results", "team", "threads", "tracking", "quality", "speed", "decode", "kernels"),
     },
     "learning_rate": set(),
     "report": {"files", "learning_rate", "results", "report"},
@@ -125,7 +126,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {"complaint", "config", "objects", "ops", "results", "run", "tasks.base"},
     "launchers": {
         *("claim", "complaint", "config", "isolate", "launchers", "measure", "mps", "results", "row_line", "run"),
-        "shape",
+        *("shape", "threads"),
     },
     "sweep": {
         *("claim", "complaint", "config", "environment", "files", "jobs", "objects", "launchers", "plan", "protocol"),

@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from arch_bench import threads
 from arch_bench.config import ConfigError
 from arch_bench.measure import (
     PeakMemory,
     Stopwatch,
     Timing,
     is_steady,
-    limit_threads,
     percentile,
     pick_device,
     time_calls,
-    usable_cores,
     warm_up,
 )
 from arch_bench.precision import pick_precision, set_tf32
+from arch_bench.threads import usable_cores
 
 CPU = torch.device("cpu")
 
@@ -159,12 +159,67 @@ def test_a_container_s_quota_limits_the_threads(tmp_path: Path, files: dict[str,
     assert usable_cores(tmp_path) == (cores or usable_cores(tmp_path / "no such folder"))
 
 
-def test_threads_are_what_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def ticks(path: Path, each: list[tuple[int, int]]) -> None:
+    """Write the busy and the idle ticks of each core."""
+    lines = [f"cpu{i} {busy} 0 0 {idle} 5 0 0 0 0 0" for i, (busy, idle) in enumerate(each)]
+    path.write_text("\n".join(["cpu  1 2 3 4 5 6 7 8", *lines, "intr 5", ""]))
+
+
+@pytest.mark.parametrize(
+    ("bound", "after", "files", "expected"),
+    [
+        ({0, 1}, [(100, 0), (0, 100)], {}, 1.0),
+        ({1}, [(100, 0), (0, 100)], {}, 0.0),
+        ({0, 1}, [(0, 0), (0, 0)], {}, 0.0),
+        ({0, 1, 2, 3}, [(100, 0), (0, 100), (0, 100), (0, 100)], {"cpu.max": "200000 100000"}, 0.0),
+        ({0, 1, 2, 3}, [(100, 0), (100, 0), (100, 0), (0, 100)], {"cpu.max": "200000 100000"}, 1.0),
+    ],
+)
+def test_others_count_on_the_cores_that_this_process_may_use(
+    bound: set[int],
+    after: list[tuple[int, int]],
+    files: dict[str, str],
+    expected: float,
+    tmp_path: Path,
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "_bound", lambda: bound)
+    monkeypatch.setattr(threads.time, "sleep", lambda _: ticks(tmp_path / "stat", after))
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    ticks(tmp_path / "stat", [(0, 0)] * len(after))
+    assert threads.busy_cores(tmp_path, tmp_path / "stat") == pytest.approx(expected)
+    assert threads.busy_cores(tmp_path, tmp_path / "none") == 0
+
+
+@pytest.mark.parametrize(("busy", "free"), [(0.0, 8), (0.2, 8), (0.3, 7), (1.0, 7), (6.9, 1), (30.0, 1)])
+def test_a_training_takes_the_cores_that_are_free_and_a_timed_phase_all(
+    busy: float, free: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 12)
+    monkeypatch.setattr(threads, "usable_cores", lambda: 8)
+    monkeypatch.setattr(threads, "busy_cores", lambda: busy)
+    monkeypatch.setattr(threads, "_allotted", None)
+    for name in ("OMP_NUM_THREADS", "ARCH_BENCH_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    threads.limit(is_timed=False)
+    assert (asked[-1], threads.allotted()) == (free, 8)
+    threads.limit(is_timed=True)
+    assert asked[-1] == 8
+    threads.limit(is_timed=False, is_cpu=False)
+    assert asked[-1] == 8
+
+
+def test_threads_are_what_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(threads, "_allotted", None)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    limit_threads()
+    threads.limit()
     assert not asked
     monkeypatch.delenv("OMP_NUM_THREADS")
-    limit_threads()
+    threads.limit()
     assert asked == [min(torch.get_num_threads(), usable_cores())]

@@ -93,7 +93,7 @@ def devices_of(name: str) -> list[Device]:
 
 def per_device(n_devices: int, *, is_gpu: bool, pack: int | Literal["auto"]) -> int:
     """Cells at the same time on each device."""
-    from arch_bench.measure import usable_cores
+    from arch_bench.threads import usable_cores
 
     if pack != "auto":
         return pack
@@ -109,6 +109,6 @@ def _allotted(device: Device, env: Mapping[str, str], n_sharing: int, n_devices:
 
 def _threads(n: int) -> dict[str, str]:
     """Those of one process of n; alone it takes what it takes under any launcher."""
-    from arch_bench.measure import usable_cores
+    from arch_bench.threads import usable_cores
 
     return {} if n == 1 else {"ARCH_BENCH_THREADS": str(max(1, usable_cores() // n))}
