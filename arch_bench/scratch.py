@@ -33,16 +33,16 @@ def folder(*, is_short: bool = False) -> Iterator[Path]:
         os.close(lock)
 
 
-def short() -> Path:
+def short(longest: int = LONGEST) -> Path:
     """Return TMPDIR, or where its path is too long for sockets a folder for temporary files that is short enough.
 
     Raises OSError, naming TMPDIR, where there is none.
     """
     usual = tempfile.gettempdir()
     for path in (usual, *_SHORT):
-        if len(os.fsencode(path)) <= LONGEST and os.access(path, os.W_OK | os.X_OK) and Path(path).is_dir():
+        if len(os.fsencode(path)) <= longest and os.access(path, os.W_OK | os.X_OK) and Path(path).is_dir():
             return Path(path)
-    why = f"too long a path for the name of a socket; set TMPDIR to a folder whose path has at most {LONGEST} bytes"
+    why = f"too long a path for the name of a socket; set TMPDIR to a folder whose path has at most {longest} bytes"
     raise OSError(errno.ENAMETOOLONG, why, f"TMPDIR={usual}")
 
 

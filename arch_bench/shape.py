@@ -68,10 +68,10 @@ def _run_shape(cell: Cell, shape: Shape, earlier: list[Row], place: Place | None
         if team.rank:
             _outcomes(cell, shape, team, None)
             return []
-        return _saved(cell, shape, team, earlier, started, threads.load(is_timed=is_timed))
+        return _saved(cell, shape, team, earlier=earlier, started=started, machine=threads.load(is_timed=is_timed))
 
 
-def _saved(cell: Cell, shape: Shape, team: Team, earlier: list[Row], started: float, machine: Metrics) -> list[Row]:
+def _saved(cell: Cell, shape: Shape, team: Team, *, earlier: list[Row], started: float, machine: Metrics) -> list[Row]:
     from arch_bench.guard import guarded
 
     if shape.kind != "quality":

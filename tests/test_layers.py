@@ -126,7 +126,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {"complaint", "config", "objects", "ops", "results", "run", "tasks.base"},
     "launchers": {
         *("claim", "complaint", "config", "isolate", "launchers", "measure", "mps", "results", "row_line", "run"),
-        *("shape", "threads"),
+        *("scratch", "shape", "threads"),
     },
     "sweep": {
         *("claim", "complaint", "config", "environment", "files", "jobs", "objects", "launchers", "plan", "protocol"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -179,3 +180,37 @@ def test_an_interruption_saves_and_stops_the_cluster(tmp_path: Path, signum: int
     assert "interrupted; finished rows are kept" in stderr
     assert "Traceback" not in stderr
     assert not results.load([tmp_path / "results"]), "nothing crashed"
+
+
+def open_ports() -> set[str]:
+    """Addresses, as the kernel writes them, that somebody listens on."""
+    names = ("/proc/net/tcp", "/proc/net/tcp6")
+    lines = [line.split() for name in names for line in Path(name).read_text().splitlines()[1:]]
+    return {line[1] for line in lines if line[3] == "0A"}
+
+
+@pytest.mark.slow
+def test_a_cluster_of_our_own_listens_on_this_machine_only(tmp_path: Path) -> None:
+    """In a process of its own, for Ray reads what says so as it is imported."""
+    code = """if True:
+        import sys, test_ray
+        from pathlib import Path
+        from arch_bench.launchers.base import Job
+        from arch_bench.launchers.ray import Ray
+        from cells import cell
+        before = test_ray.open_ports()
+        launcher = Ray(address=None, num_cpus=1, num_gpus=0)
+        launcher.share = lambda *_: sys.exit(" ".join(["ports:", *(test_ray.open_ports() - before)]))
+        list(launcher.run([Job(cell(Path(sys.argv[1]), isolate=True), "")]))
+    """
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    _, *ports = next(line for line in done.stderr.splitlines() if line.startswith("ports:")).split()
+    assert len(ports) > 2
+    assert all(port.partition(":")[0].endswith("0100007F") for port in ports), ports

@@ -6,12 +6,14 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from arch_bench import scratch
 from arch_bench.config import Cell, ConfigError
 from arch_bench.isolate import GRACE_S, Setting
 from arch_bench.launchers.base import Crowded, Done, Job, Launcher, attempt_silently, check_isolated, engine, lost
@@ -22,6 +24,12 @@ GLANCE_S = 0.2
 """How often to look for results. A signal that meets Ray's own waiting might be lost in it."""
 STORE_BYTES = 100 * 2**20
 """Shared memory of a cluster of our own: cells and rows are small."""
+_OWN: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE_BYTES}
+_ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Without clusters of several machines, Ray listens on the loopback interface only: whoever reaches one of its ports
+may run what they like."""
+LONGEST = 40
+"""Bytes of a folder's path that leave room for Ray's sockets below it."""
 Node = dict[str, float]
 """What a node of the cluster has: CPU, GPU and more."""
 
@@ -61,6 +69,8 @@ class Ray(Launcher):
         if not jobs:
             return
         check_isolated("ray", jobs)
+        if self._address is None:
+            os.environ[_ONE_MACHINE] = "0"  # Ray reads it as it is imported
         with self._cluster(engine("ray", "ray")) as ray:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             shares = [self.share(job.cell, nodes) for job in jobs]
@@ -70,7 +80,7 @@ class Ray(Launcher):
 
     @contextmanager
     def _cluster(self, ray: Any) -> Iterator[Any]:
-        own = {"include_dashboard": False, "object_store_memory": STORE_BYTES} if self._address is None else {}
+        own = _OWN | _short_folder() if self._address is None else {}
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a benchmark reports to nobody
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # who asked for no GPU sees none
         handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
@@ -122,6 +132,12 @@ def check(shares: list[Share], nodes: list[Node]) -> None:
         if not any(share.cpus <= node.get("CPU", 0) and share.gpus <= node.get("GPU", 0) for node in nodes):
             asked = f"launcher.num_cpus={share.cpus:g}, launcher.num_gpus={share.gpus:g}"
             raise ConfigError(f"{asked}: no node of the Ray cluster has as many; there is {_described(nodes)}")
+
+
+def _short_folder() -> dict[str, str]:
+    """The folder of a cluster's sockets, where TMPDIR has too long a path for them."""
+    folder = scratch.short(LONGEST)
+    return {} if str(folder) == tempfile.gettempdir() else {"_temp_dir": str(folder / "ray")}
 
 
 class _Tasks:
