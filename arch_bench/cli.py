@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from arch_bench import module_path
+from arch_bench.arguments import check, versions
 from arch_bench.complaint import one_line
 from arch_bench.config import CONF, HYDRA, ConfigError, check_options
 from arch_bench.console import leavable
@@ -61,6 +62,10 @@ def _main() -> None:
     try:
         if hidden := module_path.clash():
             raise ConfigError(hidden)
+        if "--version" in sys.argv[1:]:
+            print(versions())
+            return
+        check(sys.argv[1:])
         check_options(sys.argv[1:])
         compose()
         SWEEP.run()

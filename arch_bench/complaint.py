@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
@@ -35,7 +36,7 @@ def one_line(error: BaseException, overrides: Sequence[str] = ()) -> str:
         case MissingConfigException():
             found = _unknown_option(error)
         case InterpolationResolutionError():
-            found = _unresolved(error)
+            found = _unresolved(error, overrides)
         case OmegaConfBaseException():
             found = _elsewhere(error) or _unknown_key(error, overrides)
         case OverrideParseException():
@@ -56,12 +57,15 @@ def _unknown_option(error: MissingConfigException) -> str:
     return f"{group}={option} does not exist; choose from: {', '.join(known)}{_guess(option, known)}"
 
 
-def _unresolved(error: OmegaConfBaseException) -> str:
-    """`seed=${nosuch}` and the like."""
+def _unresolved(error: OmegaConfBaseException, overrides: Sequence[str]) -> str:
+    """`seed=${nosuch}` and the like: as it was typed, or as the config has it."""
     text, missing = _flat(str(error).split("\n    ", 1)[0]), re.search(r"key '(.+?)' not found", str(error))
-    node = error.parent_node._get_node(error.key) if OmegaConf.is_config(error.parent_node) else None
-    value = f"={node._value()}" if isinstance(node, Node) else ""
-    return f"{error.full_key}{value}: {f'there is no {missing[1]}' if missing else text}"
+    told = f"there is no {missing[1]}" if missing else text
+    if typed := [each for each in overrides if missing and f"${{{missing[1]}" in each]:
+        return f"{typed[0]}: {told}"
+    parent = error.parent_node
+    node = parent._get_node(error.key, validate_access=False) if OmegaConf.is_dict(parent) else None
+    return f"{error.full_key}{f'={node._value()}' if isinstance(node, Node) else ''}: {told}"
 
 
 def _elsewhere(error: OmegaConfBaseException) -> str:
@@ -90,8 +94,22 @@ def _unknown_key(error: OmegaConfBaseException, overrides: Sequence[str]) -> str
     if key.rpartition(".")[0] == "backbone.mixer" and "_target_" not in parent:
         typed = next((each for each in overrides if each.startswith(f"{key}.")), f"{key}.KEY=VALUE")
         return f"{key} is not a key of this backbone; a mixer of its pattern is changed by a + before: +{typed}"
-    owner = f"{key.rpartition('.')[0]} has" if "." in key else "there are"
-    return f"{key} is not a key; {owner}: {', '.join(known)}{_guess(key.rpartition('.')[2], known)}"
+    owner, _, name = key.rpartition(".")
+    homes = _homes(parent._get_root(), name)
+    meant = f" (did you mean {' or '.join(homes)}?)" if homes else _guess(name, known)
+    return f"{key} is not a key; {f'{owner} has' if owner else 'there are'}: {', '.join(known)}{meant}"
+
+
+def _homes(root: Any, name: str) -> list[str]:
+    """Where in a config a key of that name is, at any depth, as `optim.lr` of `lr`; at most three."""
+    own = OmegaConf.to_container(root, resolve=False)
+    return [path for path in _paths(own) if path.rpartition(".")[2] == name and not path.startswith("hydra.")][:3]
+
+
+def _paths(node: Any, above: str = "") -> Iterator[str]:
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield f"{above}{key}"
+        yield from _paths(value, f"{above}{key}.")
 
 
 def _way_to_write(override: str) -> str:

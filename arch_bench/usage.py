@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
@@ -56,7 +59,20 @@ def nameless(conf: Path, overrides: Iterable[str]) -> str | None:
 
 
 def _groups(conf: Path) -> str:
-    return "\n".join(f"  {group:<12}{', '.join(options(conf, group))}" for group in GROUPS)
+    return "\n\n".join(f"  {group}\n{_options(conf, group)}" for group in GROUPS)
+
+
+def _options(conf: Path, group: str) -> str:
+    lines = {name: about(conf / group / f"{name}.yaml") for name in options(conf, group)}
+    return "\n".join(f"    {name:<20} {told}".rstrip() for name, told in lines.items())
+
+
+def about(path: Path) -> str:
+    """The first sentence of a file's comment."""
+    lines = (line for line in path.read_text().splitlines() if line != "# @package _global_")
+    comment = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
+    first = re.split(r"(?<!al)\. (?=[A-Z])", comment)[0].rstrip(".")
+    return textwrap.shorten(first, 110, placeholder=" ...")
 
 
 def _dials(conf: Path) -> str:

@@ -45,12 +45,19 @@ def arch_bench(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_help_lists_groups_and_dials(tmp_path: Path) -> None:
     text = arch_bench("--help", cwd=tmp_path).stdout
     for group in GROUPS:
-        assert re.search(rf"^  {group} ", text, re.MULTILINE), group
+        assert re.search(rf"^  {group}$", text, re.MULTILINE), group
         for option in options(CONF, group):
-            assert option in text
+            assert re.search(rf"^    {option} +\w.{{12}}", text, re.MULTILINE), f"{group}={option}: a line of comment"
+    assert max(map(len, text.splitlines())) <= 160
     for dial in ("seq_len", "d_model", "n_layers", "seed", "precision", "kernel", "step", "phases", "eval_scales"):
         assert re.search(rf"^  {dial}: .*#", text, re.MULTILINE), dial
     assert "$" not in text
+
+
+def test_the_version_is_that_of_the_harness(tmp_path: Path) -> None:
+    done = arch_bench("--version", cwd=tmp_path)
+    assert re.fullmatch(r"arch-bench [\d.]+, torch [\d.]+\S*, hydra 1\.3\.[\d.]+\n", done.stdout)
+    assert done.returncode == 0
 
 
 def test_the_composed_config_can_be_seen(tmp_path: Path) -> None:
@@ -84,6 +91,23 @@ def test_a_sweep_prints_each_cell_and_writes_its_report(tmp_path: Path) -> None:
         (["backbone=mamb"], f"backbone=mamb does not exist; choose from: {', '.join(options(CONF, 'backbone'))}"),
         (["task.n_pais=3"], "task.n_pais is not a key; task has: seq_len, n_pairs"),
         (["dmodel=3"], "(did you mean d_model?)"),
+        (["lr=1e-3"], "(did you mean optim.lr?)"),
+        (["task.max_steps=3"], "(did you mean trainer.max_steps?)"),
+        (["-m", "seed=0,1", "mixer.window=8"], "mixer is not a key; there are: "),
+        (
+            ["backbone=lstm", "-m", "task=mqar"],
+            "task=mqar: stands apart from the other values; put -m and other ",
+        ),
+        (["--backbone", "lstm"], "--backbone: no flag of this command; values have no dashes: write backbone=VALUE"),
+        (["--backbone=lstm"], "--backbone=lstm: no flag of this command; values have no dashes: write backbone=VALUE"),
+        (["-x"], "-x: no flag of this command; arch-bench --hydra-help lists them"),
+        (["-m", "--cfg", "job"], "-m and --cfg: not together; choose one"),
+        (["--cfg", "jobs"], "argument --cfg/-c: invalid choice: 'jobs' (choose from "),
+        (["--resolve"], "--resolve: goes with --cfg; write --cfg job --resolve"),
+        (
+            ["+hydra.callbacks.x={_target_:builtins.print}"],
+            "hydra.callbacks.x: classes of Hydra's are chosen ",
+        ),
         (["d_model=abc"], "d_model=abc: input should be a valid integer"),
         (["optim.lr=[oops"], "optim.lr=[oops: brackets that do not match; "),
         (["results_dir=blocked/here"], "blocked"),

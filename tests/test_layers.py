@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hybrid": {"complaint", "usage"},
     "config": {"complaint", "hybrid", "usage", "values"},
     "jobs": {"complaint"},
+    "arguments": {"complaint"},
     "lineage": set(),
     "objects": {"complaint", "config", "lineage"},
     "examples": {"complaint", "config", "console", "objects", "usage", "tasks.base"},
@@ -132,7 +133,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("claim", "complaint", "config", "environment", "files", "jobs", "objects", "launchers", "plan", "protocol"),
         *("report", "results", "scratch", "space", "tracking"),
     },
-    "cli": {"complaint", "config", "console", "module_path", "objects", "sweep", "usage"},
+    "cli": {"arguments", "complaint", "config", "console", "module_path", "objects", "sweep", "usage"},
     "__main__": {"cli", "module_path"},
     "__init__": set(),
 }
