@@ -32,6 +32,7 @@ HOUSEKEEPING = {
     "launcher",
     "hydra",
     "task.cache_dir",
+    "task.sha256",
 }
 EFFORT = {
     *("lengths", "search_max_len", "n_steps", "max_seconds", "n_tokens"),
