@@ -166,6 +166,77 @@ def test_lengths_that_stand_close_together_are_joined_by_a_further_one() -> None
     assert found.lengths == (64 * K, 256 * K, 384 * K, 448 * K)
 
 
+# What no exponent is stated of
+
+
+def doubt(rows: list[Row], metric: Metric = metrics.TRAIN_STEP) -> str:
+    found = exponent(rows, metric)
+    assert found
+    return found.doubt
+
+
+def noisy(ms: float, factor: float) -> dict[str, float]:
+    return {"train_step_ms_p10": ms / factor, "train_step_ms_p90": ms * factor}
+
+
+def test_times_that_scatter_have_no_exponent() -> None:
+    def rows(factor: float) -> list[Row]:
+        made = [speed("a", n, n / 64) for n in (64, 128, 256)]
+        for each in made:
+            each.metrics.update(noisy(each.seq_len / 64, factor))
+        return made
+
+    assert doubt(rows(1.1)) == ""
+    assert doubt(rows(2.0)) == "times spread by 4.0x, exponent unsure by 1.0"
+    processes = [speed("a", n, ms, seed=seed) for n in (64, 128, 256) for seed, ms in enumerate((1.0, 3.0))]
+    assert "times spread by 3.1x" in doubt(processes)
+    assert growth.steepness(Study(rows(2.0))).startswith("No exponent is stated of a training step: a (")
+    table = cost_tables.scaling(Study(rows(2.0)))
+    assert table
+    assert table.rows[0][table.columns.index("time as L^")].text.startswith("none: times spread")
+    ((panel, *_),) = panels.costs(Study(rows(2.0)), "speed")
+    assert not panel.slopes
+
+
+def test_growth_that_only_a_machine_can_have_is_no_exponent() -> None:
+    assert doubt([speed("a", n, ms) for n, ms in ((64, 1.0), (128, 9.0), (256, 9.2))]).startswith(
+        "slopes fall from 3.2"
+    )
+    assert doubt([speed("a", n, ms) for n, ms in ((64, 1.0), (128, 1.1), (256, 10.0))]).startswith("a slope of 3.2")
+    assert doubt(curve("a", lambda n: n**2)) == ""
+
+
+def test_a_decoded_token_that_reads_as_much_at_every_context_does_not_grow() -> None:
+    def rows(size: Law) -> list[Row]:
+        made = [decode("a", n, ms) for n, ms in ((64, 1.0), (128, 3.0), (256, 9.0))]
+        for each in made:
+            each.metrics["state_bytes"] = size(each.seq_len)
+        return made
+
+    assert doubt(rows(lambda n: 2048), metrics.MS_PER_TOKEN) == "the state is as large at 256 as at 64"
+    assert doubt(rows(lambda n: 32 * n), metrics.MS_PER_TOKEN) == ""
+    assert "grows as L^" not in growth.steepness(Study(rows(lambda n: 2048)))
+
+
+def test_a_busy_cpu_has_neither_exponents_nor_crossovers() -> None:
+    def rows(load: float, device: str = "cpu") -> list[Row]:
+        made = curve("a", lambda n: 8 * n / K) + curve("b", lambda n: (n / K) ** 2)
+        for each in made:
+            each.config["device"] = device
+            each.metrics["load_average"] = load
+        return made
+
+    assert doubt(rows(4.2)) == "load average 4.2"
+    assert doubt(rows(0.4)) == doubt(rows(4.2, "cuda")) == ""
+    for load, is_told in ((4.2, False), (0.4, True)):
+        study = Study(rows(load))
+        assert crossovers.crossovers(study)
+        assert any(growth.passing(study)) == is_told
+        table = cost_tables.crossovers(study)
+        assert table
+        assert ("doubt" in table.columns) == (not is_told)
+
+
 def test_memory_is_that_of_activations_and_the_peak_where_they_are_missing() -> None:
     def grow(n: int, **more: float) -> Row:
         return speed("a", n, 1, found={"peak_mem_bytes": 8 * n**0.5} | more)

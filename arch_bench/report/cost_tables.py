@@ -27,7 +27,11 @@ def scaling(study: Study) -> Table | None:
     columns = ["task", "measured", "backbone", "time as L^", "prefill as L^", "activations as L^", "fitted over"]
     note = "Time is that of a training step, or of a decoded token. Exponents: least squares through the three longest "
     note += "lengths measured at one batch size, and the least and the greatest slope between neighbouring ones: what "
-    note += "bends has no one exponent. State: bytes for each token of the longest context."
+    note += "bends has no one exponent. None is stated where times spread so far that they could move it by more than "
+    note += (
+        f"{growth.MOST_REACH:g}, where slopes fall or exceed those of a square, where a decoded token grows with no "
+    )
+    note += "state, or where others kept the CPU busy. State: bytes for each token of the longest context."
     return build("Scaling", note, [*columns, "longest that fits", "stopped by", "state per token"], lines)
 
 
@@ -38,10 +42,11 @@ def crossovers(study: Study) -> Table | None:
     lines = [
         [*_facet(each.ahead), Cell(crossing.NAMES[each.metric]), Cell(each.ahead.series), Cell(each.behind.series),
          _length(each.before), _length(each.length), Cell(f"{units.plain(each.lead)}x at {each.longest:,}", each.lead),
-         Cell(units.seeds(*each.n_seeds))]
+         Cell(units.seeds(*each.n_seeds)), Cell(each.doubt)]
         for each in found
     ]  # fmt: skip
     columns = ["task", "batching", "device", "in", "this one", "passes", "behind until", "ahead from", "lead", "seeds"]
+    columns += ["doubt"]
     note = "Ahead, or behind: by more than 5 %, and the spreads of the two (p10 to p90 of one seed, the interval over "
     note += "several) do not overlap. A crossover counts if the lead lasts through the longest length of both."
     return build("Crossovers", note, columns, lines)
@@ -124,6 +129,8 @@ def _growth(study: Study, kind: Kind, group: Group) -> list[Cell]:
 def _power(exponent: Exponent | None, remark: str = "") -> Cell:
     if not exponent:
         return NOTHING
+    if exponent.doubt:
+        return Cell(f"none: {exponent.doubt}")
     return Cell(units.power(exponent.value, exponent.low, exponent.high) + remark, exponent.value)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import NamedTuple
 
-from arch_bench.report import facets, metrics
+from arch_bench.report import facets, metrics, scaling
 from arch_bench.report.facets import Facet
 from arch_bench.report.metrics import Metric
 from arch_bench.report.study import Group, Point, Study
@@ -36,6 +36,8 @@ class Crossover(NamedTuple):
     lead: float
     """The factor between the two at `longest`, above 1."""
     n_seeds: tuple[int, int]
+    doubt: str = ""
+    """Why it is not to be stated in a sentence; empty if the rows support it."""
 
 
 def crossovers(study: Study) -> list[Crossover]:
@@ -43,7 +45,8 @@ def crossovers(study: Study) -> list[Crossover]:
     found = []
     for kind, facet, metric in _contests(study):
         groups = {group: study.points(metric).get(group, {}) for group in study.groups(kind, facet)}
-        found += [each for pair in combinations(groups, 2) if (each := crossover(facet, metric, pair, groups))]
+        pairs = (crossover(facet, metric, pair, groups) for pair in combinations(groups, 2))
+        found += [each._replace(doubt=_doubt(study, each)) for each in pairs if each]
     return found
 
 
@@ -69,6 +72,14 @@ def is_like(study: Study, one: Group, other: Group) -> bool:
     """Whether two series are different backbones that share the value of every dial that both names show."""
     backbone = study.labels.backbone
     return backbone[one.series] != backbone[other.series] and study.labels.agree(one.series, other.series)
+
+
+def _doubt(study: Study, found: Crossover) -> str:
+    """The load of a busy CPU; spreads are in the verdicts already."""
+    lengths = (found.before, found.length, found.longest)
+    if found.metric is metrics.STATE:  # which is counted, and not timed
+        return ""
+    return next(filter(None, (scaling.busy(study, g, found.metric, lengths) for g in (found.ahead, found.behind))), "")
 
 
 def _contests(study: Study) -> list[tuple[Kind, Facet, Metric]]:

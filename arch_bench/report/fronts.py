@@ -131,8 +131,9 @@ def _prices(study: Study, scored: Group, priced: Facet, cost: Metric) -> Mapping
     rows = _ended(study, "quality", scored, scored.train_seq_len)
     same: dict[Group, dict[int, Point]] = {}
     for group, points in study.of(priced, cost).items():
-        kept = {n: point for n, point in points.items() if _is_one_model(rows, _ended(study, cost.kind, group, n))}
-        if kept and _is_same(study, scored, group):
+        if not _is_same(study, scored, group):
+            continue
+        if kept := {n: of for n, of in points.items() if _is_one_model(rows, _ended(study, cost.kind, group, n))}:
             same[group] = kept
     if len(same) > 1:
         ran = words(str(row.metrics.get("step", "")) for row in rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from arch_bench.report import crossovers, metrics, outliers, scaling, units
 from arch_bench.report.crossovers import Crossover
@@ -19,7 +19,7 @@ BRACKETS = "in brackets the least and the greatest slope between neighbouring le
 
 def passing(study: Study) -> list[str]:
     """One sentence on training and one on decoding: the widest lead that was not there at shorter lengths."""
-    found = crossovers.crossovers(study)
+    found = [each for each in crossovers.crossovers(study) if not each.doubt]
     kinds: tuple[Kind, ...] = ("speed", "decode")
     return [_passing(study, of_kind) for kind in kinds if (of_kind := [c for c in found if c.metric.kind == kind])]
 
@@ -46,9 +46,10 @@ def steepness(study: Study) -> str:
 
 def _steepness(study: Study, metric: Metric, name: str) -> str:
     """In the facet where most series have an exponent, at the longest lengths."""
-    every = {group: found for group in study.points(metric) if (found := scaling.exponent(study, group, metric))}
+    fits = {group: found for group in study.points(metric) if (found := scaling.exponent(study, group, metric))}
+    every = {group: found for group, found in fits.items() if not found.doubt}
     if not every:
-        return ""
+        return _refused(fits, name)
     of_facet = [{g: e for g, e in every.items() if g.facet == facet} for facet in study.facets(metric.kind)]
     fitted = max(of_facet, key=lambda of: (len(of), max((e.lengths[-1] for e in of.values()), default=0)))
     ordered = sorted(fitted.items(), key=lambda item: -item[1].value)
@@ -57,6 +58,14 @@ def _steepness(study: Study, metric: Metric, name: str) -> str:
     most = f", the steepest and the flattest of {len(fitted)}" if len(fitted) > 2 else ""
     bent = f"; {BRACKETS}" if any("[" in _power(exponent) for _, exponent in told) else ""
     return f"{_grown(told, name)} ({where}{most}{bent})."
+
+
+def _refused(fits: Mapping[Group, Exponent], name: str) -> str:
+    """Why nothing is said of how a cost grows, by the first that has a reason."""
+    if not fits:
+        return ""
+    group, found = next(iter(fits.items()))
+    return f"No exponent is stated of {name}: {group.series} ({group.facet.title}): {found.doubt}."
 
 
 def _grown(told: Sequence[tuple[Group, Exponent]], name: str) -> str:

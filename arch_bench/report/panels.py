@@ -228,7 +228,8 @@ def _slopes(
     """In one column, pushed apart where they would touch each other or the words of failures."""
     found = []
     for group in groups if metric in metrics.GROWING else ():
-        if exponent := scaling.exponent(study, group, metric):
+        exponent = scaling.exponent(study, group, metric)
+        if exponent and not exponent.doubt:
             points = study.points(metric)[group]
             found.append((scale.share(points[max(points)].value), group.series, exponent.value))
     if len(found) > MOST_SLOPES:

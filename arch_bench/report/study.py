@@ -67,6 +67,8 @@ class Study:
         steps.take_apart(self.labels, self.rows)
         places = {self.labels.device(row) for row in self.rows if row.kind not in facets.TRAINED}
         self._has_devices = len(places) > 1
+        self._groups: dict[int, Group] = {}
+        """By row: its name is made of all its settings, which takes a while."""
         self.index: dict[Kind, dict[Group, dict[int, list[Row]]]] = {kind: {} for kind in get_args(Kind)}
         for row in self.rows:
             self.index[row.kind].setdefault(self.group(row), {}).setdefault(row.seq_len, []).append(row)
@@ -79,6 +81,12 @@ class Study:
         return self.rows + self.trials
 
     def group(self, row: Row) -> Group:
+        """The line that a row is a point of."""
+        if (known := self._groups.get(id(row))) is None:
+            known = self._groups[id(row)] = self._group(row)
+        return known
+
+    def _group(self, row: Row) -> Group:
         task, series = self.labels.of(row)
         if row.kind in facets.TRAINED:
             return Group(task, series, row.train_seq_len)
