@@ -17,9 +17,9 @@ from tasks.base import Split, Task, stream
 MAX_BLOCK = {"cuda": (64, 2**19), "cpu": (10, 2**16)}
 """Batches and tokens in a block, at most: on a GPU enough to hide the framework, elsewhere a point of the curve."""
 
-DRAWN = (10, 2**19)
-"""Batches and tokens of training that are drawn in one call, at most: the same on every device, for they decide which
-examples a step has."""
+DRAWN = MAX_BLOCK
+"""Batches and tokens of training that are drawn in one call, at most. They decide which examples a step has, so they
+depend on the device, whose generator is another one anyway, and on nothing else that a user may set."""
 
 MAX_KEPT = 2**22
 """Tokens of validation that stay on the device, at most: some 100 MB with their targets and positions."""
@@ -67,7 +67,7 @@ class Blocks(Dataset[Scored]):
         self._batch_size = batch_size
         self._device = device
         self._place = place
-        n_batches, n_tokens = DRAWN if split == "train" else (1, 1)
+        n_batches, n_tokens = DRAWN.get(device.type, DRAWN["cpu"]) if split == "train" else (1, 1)
         self._n_drawn = max(1, min(n_batches, n_tokens // (batch_size * task.seq_len)))
         self._latest: tuple[int, Scored] | None = None
         """The group that was drawn last, if the next block begins within it."""
