@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from cells import TINY
 
-from arch_bench import claim, cli, isolate, report, results, run, sweep
+from arch_bench import claim, cli, files, isolate, report, results, run, sweep
 from arch_bench.config import Cell, compose
 from arch_bench.results import Outcome, Row
 from arch_bench.shape import Shape, Usage, save
@@ -341,6 +341,7 @@ def exit_code(monkeypatch: pytest.MonkeyPatch, found: Sweep) -> int | None:
     """Of the command, once Hydra has composed its cells."""
     monkeypatch.setattr(cli, "compose", lambda: None)
     monkeypatch.setattr(cli, "SWEEP", found)
+    monkeypatch.setattr(sys, "argv", ["arch-bench"])
     before = [(each, signal.getsignal(each)) for each in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)]
     try:
         cli.main()
@@ -361,10 +362,10 @@ def test_what_killed_writers_left_among_the_rows_goes_a_day_later(
     for name in ("old.tmp", "new.tmp"):
         (rows / name).touch()
     (rows / "old.tmp").touch()
-    monkeypatch.setattr(results, "_STALE_S", 0.0)
+    monkeypatch.setattr(files, "_STALE_S", 0.0)
     command(tmp_path).run()
     assert not list(rows.glob("*.tmp"))
-    monkeypatch.setattr(results, "_STALE_S", 86_400.0)
+    monkeypatch.setattr(files, "_STALE_S", 86_400.0)
     (rows / "new.tmp").touch()
     command(tmp_path).run()
     assert [path.name for path in rows.glob("*.tmp")] == ["new.tmp"]
