@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable
 from functools import cached_property
 from itertools import chain, islice
 from math import inf, lcm
+from typing import Any
 
 import torch
 
+from arch_bench import isolate
 from arch_bench.config import Cell, ConfigError, with_kernel
 from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
@@ -35,7 +38,7 @@ def matched(cell: Cell) -> tuple[Cell, int | None]:
         return cell, None
     like = json.dumps(cell.model_dump(include=_DECISIVE), sort_keys=True)
     if like not in _WIDTHS:
-        _WIDTHS[like] = _width(cell, cell.match.params)
+        _WIDTHS[like] = _apart(_width, cell, cell.match.params)
     width, n_params = _WIDTHS[like]
     return with_width(cell, width), n_params
 
@@ -73,8 +76,23 @@ def n_params(cell: Cell) -> int:
         raise ConfigError(f"backbone={cell.backbone_name}: {error}") from None
 
 
+COUNTING_S = 120.0
+"""Seconds that may be spent on counting parameters, at all widths that are tried."""
+
+
+def _apart(function: Callable[..., tuple[int, int]], cell: Cell, *args: Any) -> tuple[int, int]:
+    """In a process of its own, unless `isolate=false`: a constructor that aborts ends nothing else."""
+    if not cell.isolate:
+        return function(cell, *args)
+    return isolate.call(function, cell, *args, time_limit_s=COUNTING_S)
+
+
 def rigidity(cell: Cell) -> tuple[int, int]:
     """How far the next greater width is that a backbone takes, and its parameters as it is. Raises ConfigError."""
+    return _apart(_rigidity, cell)
+
+
+def _rigidity(cell: Cell) -> tuple[int, int]:
     counter = _Counter(cell)
     n_params, widths = counter.count(cell.d_model), range(1, NEAR + 1)
     if isinstance(n_params, ConfigError):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from arch_bench import isolate
 from arch_bench.complaint import one_line
 from arch_bench.config import Cell, ConfigError, with_kernel
 from arch_bench.objects import build, made, takes
 from arch_bench.results import RETRIED, Kind, Row
 from arch_bench.run import final, is_done, rows_of
+
+NO_ESTIMATE = " (no estimate: nothing like them has been run here)"
 
 
 class Plan(NamedTuple):
@@ -46,32 +49,86 @@ class Plan(NamedTuple):
 def plan(cells: Iterable[Cell], history: list[Row]) -> Plan:
     """Look for the rows of each cell. history: rows whose processes were timed, to estimate by."""
     found = Plan([], [], [], None, [])
-    times: list[float | None] = []
-    for cell in cells:
-        try:
-            named, _ = final(cell, is_elsewhere=True)
-            is_there = is_done(named)
-            if not is_there:
-                check(named)
-        except ConfigError as error:
-            found.mistakes.append(one_line(error))
+    named = [(cell, _final(cell)) for cell in cells]
+    asked = [each for _, each in named if isinstance(each, Cell) and not is_done(each)]
+    mistakes, times = dict(zip(map(_like, asked), _mistakes(asked), strict=True)), list[float | None]()
+    for cell, each in named:
+        if not isinstance(each, Cell):
             found.missing.append(cell)
-            continue
-        except Exception:  # a bug, told when it is its turn
+            found.mistakes.extend([each] if each else [])
+        elif _like(each) in mistakes and (mistake := mistakes[_like(each)]):
             found.missing.append(cell)
-            continue
-        if is_there:
+            found.mistakes.append(mistake)
+        elif is_done(each):
             found.done.append(cell)
-            continue
-        has_failed = any(row.status in RETRIED for row in rows_of(named))
-        (found.failed if has_failed else found.missing).append(cell)
-        times.append(_estimate(named, history))
+        else:
+            has_failed = any(row.status in RETRIED for row in rows_of(each))
+            (found.failed if has_failed else found.missing).append(cell)
+            times.append(_estimate(each, history))
     known = [seconds for seconds in times if seconds is not None]
     return found._replace(seconds=statistics.mean(known) * len(times) if known else None)
 
 
+def _final(cell: Cell) -> Cell | str:
+    """A cell as its rows will name it, or the user's mistake; empty for a bug, which is told when it is its turn."""
+    try:
+        return final(cell, is_elsewhere=True)[0]
+    except ConfigError as error:
+        return one_line(error)
+    except Exception:
+        return ""
+
+
+def _mistakes(cells: Sequence[Cell]) -> list[str]:
+    """What is wrong with each, asked once of all that are alike.
+
+    It is asked in a process of its own, unless `isolate=false`: a constructor that aborts or never returns ends no
+    plan. Whoever does is asked alone, and told when it is its turn.
+    """
+    new = {_like(cell): cell for cell in cells if _like(cell) not in _KNOWN}
+    here, apart = ({like: cell for like, cell in new.items() if cell.isolate is is_apart} for is_apart in (False, True))
+    _KNOWN.update(zip(here, check_all([*here.values()]), strict=True))
+    if apart:
+        try:
+            answers = isolate.call(check_all, [*apart.values()], time_limit_s=ALL_S)
+        except (isolate.Crashed, isolate.TimedOut):
+            answers = [_alone(cell) for cell in apart.values()]
+        _KNOWN.update(zip(apart, answers, strict=True))
+    return [_KNOWN[_like(cell)] for cell in cells]
+
+
+ALL_S, ONE_S = 120.0, 20.0
+"""Seconds that making all models of a plan may take, and one of them."""
+_KNOWN: dict[str, str] = {}
+
+
+def _like(cell: Cell) -> str:
+    return json.dumps(cell.model_dump(include={"backbone", "task"}), sort_keys=True)
+
+
+def _alone(cell: Cell) -> str:
+    try:
+        return isolate.call(check_all, [cell], time_limit_s=ONE_S)[0]
+    except (isolate.Crashed, isolate.TimedOut):
+        return ""
+
+
+def check_all(cells: Sequence[Cell]) -> list[str]:
+    """Return what is wrong with each final cell, in one line; empty for nothing, and for a bug."""
+    found = []
+    for cell in cells:
+        try:
+            check(cell)
+            found.append("")
+        except ConfigError as error:
+            found.append(one_line(error))
+        except Exception:
+            found.append("")
+    return found
+
+
 def check(cell: Cell) -> None:
-    """Make the task and the backbone of a final cell, once of all that are alike: no storage, and no corpus is read.
+    """Make the task and the backbone of a final cell: no storage, and no corpus is read.
 
     Raises ConfigError for what they refuse.
     """
@@ -80,18 +137,11 @@ def check(cell: Cell) -> None:
     from arch_bench.ops.kernel import Unsupported
     from tasks.base import Task
 
-    like = json.dumps(cell.model_dump(include={"backbone", "task"}), sort_keys=True)
-    if like in _CHECKED:
-        return
     task = made("task", cell.task, cell.task_name)
     is_read = type(task).provenance is not Task.provenance
     if not (is_read and takes("backbone", cell.backbone, "n_source")):  # which `build` asks an example for
         with torch.device("meta"), suppress(Unsupported):  # of this machine
             build(with_kernel(cell, "reference"), "backbone", vocab_size=2)
-    _CHECKED.add(like)
-
-
-_CHECKED: set[str] = set()
 
 
 def _estimate(cell: Cell, history: list[Row]) -> float | None:

@@ -69,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "trainer",
         "tasks.base",
     },
-    "match": {"config", "objects", "ops"},
+    "match": {"config", "isolate", "objects", "ops"},
     "catalog": {"config", "objects", "mixers.base", "results", "usage"},
     "search": set(),
     "ceiling": {"measure", "precision"},
@@ -124,7 +124,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "journal": {"config"},
     "pruning": {"config", "guard", "journal", "team"},
     "optuna_search": {"claim", "config", "journal", "protocol", "results", "run", "seed", "space"},
-    "plan": {"complaint", "config", "objects", "ops", "results", "run", "tasks.base"},
+    "plan": {"complaint", "config", "isolate", "objects", "ops", "results", "run", "tasks.base"},
     "launchers": {
         *("claim", "complaint", "config", "isolate", "launchers", "measure", "mps", "results", "row_line", "run"),
         *("scratch", "shape", "threads"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,29 @@ def test_a_width_is_solved_once_for_all_seeds_and_rates(tmp_path: Path, monkeypa
     for again in (base, base.model_copy(update={"seed": 3}), cell(tmp_path, lr=0.5)):
         found = final(again.model_copy(update={"match": budget}))
         assert (found[0].d_model, found[0].backbone["d_model"], found[1]) == (first.d_model, first.d_model, n_params)
+
+
+ABORTING = """\
+import os
+import time
+from arch_bench.backbone import Backbone
+class Aborts(Backbone):
+    def __init__(self, *, d_model: int, vocab_size: int) -> None:
+        os.abort()
+"""
+
+
+@pytest.mark.parametrize("params", [None, 10_000])
+def test_a_constructor_that_aborts_ends_no_plan(
+    params: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "aborting.py").write_text(ABORTING)
+    one = cell(tmp_path, isolate=True)
+    match = one.match.model_copy(update={"params": params})
+    dead = cell(tmp_path, backbone={"_target_": "aborting.Aborts", "d_model": 16}, match=match, isolate=True)
+    odd = cell(tmp_path, backbone=one.backbone | {"mlp_ratio": 0}, isolate=True)
+    found = plan([dead, one, odd], [])
+    assert found.missing == [dead, one, odd]
+    assert [each.partition(" leaves")[0] for each in found.mistakes] == ["backbone=transformer: backbone.mlp_ratio=0"]
