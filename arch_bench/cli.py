@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arch_bench import module_path
 from arch_bench.arguments import check, versions
-from arch_bench.complaint import one_line
+from arch_bench.complaint import is_hydras, one_line
 from arch_bench.config import CONF, HYDRA, ConfigError, check_options
 from arch_bench.console import leavable
 from arch_bench.sweep import SWEEP
@@ -70,6 +70,10 @@ def _main() -> None:
         compose()
         SWEEP.run()
     except (HydraException, OmegaConfBaseException, ConfigError, OSError) as error:
+        _exit(one_line(error, sys.argv[1:]), 2)
+    except Exception as error:
+        if not is_hydras(error):
+            raise
         _exit(one_line(error, sys.argv[1:]), 2)
     except _Interrupted as end:
         _exit("interrupted; finished rows are kept, the same command goes on from there", end.code)

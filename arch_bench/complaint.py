@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,6 +23,14 @@ class ConfigError(ValueError):
     """The user's mistake, in one line that names the key, the value and what is allowed."""
 
 
+def is_hydras(error: BaseException) -> bool:
+    """Whether Hydra, or what it is made of, raised it over what the user typed, of whatever class it is."""
+    frames = (frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in walk_tb(error.__traceback__))
+    ours = [package for package in frames if package in ("arch_bench", "tasks", *_HYDRAS)]
+    return bool(ours) and ours[-1] in _HYDRAS
+
+
+_HYDRAS = ("hydra", "omegaconf", "antlr4")
 _INTERNAL = {"hydra", "backbone_name", "task_name"}
 
 
@@ -32,7 +41,7 @@ def one_line(error: BaseException, overrides: Sequence[str] = ()) -> str:
     """
     match error:
         case ConfigCompositionException() if isinstance(error.__cause__, OmegaConfBaseException):
-            found = one_line(error.__cause__, overrides)
+            found = _of_override(error, one_line(error.__cause__, overrides))
         case MissingConfigException():
             found = _unknown_option(error)
         case InterpolationResolutionError():
@@ -44,7 +53,7 @@ def one_line(error: BaseException, overrides: Sequence[str] = ()) -> str:
         case OSError():
             found = f"{error.filename or 'results_dir'}: {error.strerror or error}"
         case _:
-            found = _flat(str(error))
+            found = _flat(str(error)) or f"cannot be composed ({type(error).__name__})"
     return found
 
 
@@ -55,6 +64,12 @@ def _unknown_option(error: MissingConfigException) -> str:
     if not group:
         return _flat(str(error))
     return f"{group}={option} does not exist; choose from: {', '.join(known)}{_guess(option, known)}"
+
+
+def _of_override(error: ConfigCompositionException, told: str) -> str:
+    """What OmegaConf says of a value without its key, as `Value 'x' is not a valid bool`, after the override."""
+    _, is_of_one, override = str(error).partition("Error merging override ")
+    return f"{override}: {told}" if is_of_one and not told.startswith(override.partition("=")[0].lstrip("+~")) else told
 
 
 def _unresolved(error: OmegaConfBaseException, overrides: Sequence[str]) -> str:
@@ -103,7 +118,8 @@ def _unknown_key(error: OmegaConfBaseException, overrides: Sequence[str]) -> str
 def _homes(root: Any, name: str) -> list[str]:
     """Where in a config a key of that name is, at any depth, as `optim.lr` of `lr`; at most three."""
     own = OmegaConf.to_container(root, resolve=False)
-    return [path for path in _paths(own) if path.rpartition(".")[2] == name and not path.startswith("hydra.")][:3]
+    mine = (path for path in _paths(own) if not path.startswith(("hydra.", "protocol.space.")))
+    return [path for path in mine if path.rpartition(".")[2] == name][:3]
 
 
 def _paths(node: Any, above: str = "") -> Iterator[str]:
@@ -139,7 +155,8 @@ def _read(override: str) -> object:
 
 
 def _flat(text: str) -> str:
-    return " ".join(text.split())
+    """In one line, without what OmegaConf adds about types."""
+    return " ".join(re.split(r"\n +(?:full_key|object_type)", text)[0].split())
 
 
 def _guess(typed: str, known: Iterable[str]) -> str:

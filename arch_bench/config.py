@@ -227,7 +227,13 @@ def _overrides() -> list[str]:
     made = HydraConfig.get()
     sources = [source for source in made.runtime.config_sources if source.provider in _USERS]
     folders = ",".join(quoted(f"{source.schema}://{source.path}") for source in sources)
-    return [*([f"hydra.searchpath=[{folders}]"] if folders else []), *made.overrides.task]
+    return [*([f"hydra.searchpath=[{folders}]"] if folders else []), *typed()]
+
+
+def typed() -> list[str]:
+    """The overrides of the config that Hydra composed last, as they were written: `d_model=${seq_len}` follows."""
+    found: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return list(found)
 
 
 _USERS = ("command-line", "hydra.searchpath in command-line")

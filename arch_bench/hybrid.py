@@ -15,9 +15,11 @@ from arch_bench.usage import CONF, HYDRA, options
 
 def with_pattern(cfg: DictConfig) -> DictConfig:
     """Return the same config, with the mixers that a pattern names in `backbone.mixer`, under what is set there."""
-    pattern = cfg.backbone.get("pattern")
+    pattern = cfg.backbone.get("pattern") if isinstance(cfg.get("backbone"), DictConfig) else None
     if not isinstance(pattern, ListConfig):
         return cfg
+    if not isinstance(cfg.backbone.get("mixer"), DictConfig):
+        raise ConfigError(f"backbone.mixer={cfg.backbone.get('mixer')}: needs the mixers of the pattern, or {{}}")
     if "_target_" in cfg.backbone.mixer:
         name = cfg.get("backbone_name")
         raise ConfigError(f"backbone.pattern={pattern}: backbone={name} has one mixer; a pattern needs backbone=hybrid")
@@ -28,6 +30,8 @@ def with_pattern(cfg: DictConfig) -> DictConfig:
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg])
     for name in dict.fromkeys(pattern):
         mixer, changes = _mixer_of(name, pattern), cfg.backbone.mixer.get(name, {})
+        if not isinstance(changes, dict | DictConfig):
+            raise ConfigError(f"backbone.mixer.{name}={changes}: needs what changes in it, as {{d_state: 4}}")
         for key in set(changes) - set(mixer):
             raise ConfigError(f"backbone.mixer.{name}.{key} is not a key; it takes: {', '.join(map(str, mixer))}")
         with open_dict(cfg):

@@ -19,9 +19,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from arch_bench.complaint import ConfigError
+from arch_bench.complaint import ConfigError, is_hydras
 
-MISTAKES = (HydraException, OmegaConfBaseException, ConfigError, ValueError, OSError)
+MISTAKES = (HydraException, OmegaConfBaseException, ConfigError, OSError)
 """What a job that the user got wrong raises."""
 
 
@@ -129,7 +129,9 @@ def composing(mistaken: Callable[[BaseException, Sequence[str]], None]) -> Calla
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             try:
                 run(self, composer, overrides, number)
-            except MISTAKES as error:
+            except Exception as error:
+                if not isinstance(error, MISTAKES) and not is_hydras(error):
+                    raise
                 mistaken(error, overrides)
             finally:
                 HydraConfig.instance().cfg = before

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arch_bench import claim, environment, scratch, tracking
 from arch_bench.complaint import one_line
-from arch_bench.config import Cell, ConfigError, Sweeping, read
+from arch_bench.config import Cell, ConfigError, Sweeping, read, typed
 from arch_bench.files import sweep_up
 from arch_bench.jobs import composing
 from arch_bench.objects import made
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from arch_bench.launchers.base import Done, Job, Launcher
     from arch_bench.plan import Plan
     from arch_bench.protocol import Answers, Round
+    from arch_bench.results import Row
 
 
 class _Full(Exception):
@@ -58,6 +59,7 @@ class Sweep:
         self._conflict: str | None = None
         """Another cell has them otherwise: none of them runs, for nobody knows which was meant."""
         self._n_before = 0
+        self._rows: list[Row] = []
         self._reported: set[tuple[Path, str]] = set()
         """Folders and names that rows came under: where none did, what is on disk is other commands' and not shown."""
 
@@ -77,7 +79,7 @@ class Sweep:
             self._cells.setdefault(_identity(cell), cell)
             self._agree(sweeping)
         except (ConfigError, OmegaConfBaseException) as error:
-            self._mistaken(one_line(error))
+            self.mistake(error, typed())
 
     def mistake(self, error: BaseException, overrides: Sequence[str]) -> None:
         """Note a cell that could not be composed; the others are run."""
@@ -104,6 +106,9 @@ class Sweep:
 
     def _run(self) -> None:
         if self._sweeping is None:
+            if self._is_sweep and not self.mistakes:
+                empty = [each for each in sys.argv[1:] if "range(" in each or "glob(" in each]
+                raise ConfigError(f"{' '.join(empty) or 'the sweep'}: no cells; give at least one value")
             return
         if self._conflict is not None:
             raise ConfigError(self._conflict)
@@ -125,7 +130,7 @@ class Sweep:
                 round_ = None
 
     def _plan(self, round_: Round) -> Plan:
-        from arch_bench.plan import plan
+        from arch_bench.plan import NO_ESTIMATE, plan
 
         folders = {Path(cell.results_dir) for cell in round_.cells}
         for folder in folders:
@@ -134,7 +139,8 @@ class Sweep:
         found = plan(round_.cells, [row for row in load(sorted(folders)) if row.wall_s is not None])
         if self._is_sweep or (self._sweeping and self._sweeping.dry_run):
             later = f"; then {round_.n_later:,} more" if round_.n_later else ""
-            print(f"{f'{round_.what}: ' if round_.what else ''}{found.text()}{later}", flush=True)
+            why = NO_ESTIMATE if found.remaining and found.seconds is None else ""
+            print(f"{f'{round_.what}: ' if round_.what else ''}{found.text()}{later}{why}", flush=True)
             for mistake in found.mistakes:
                 self._mistaken(mistake)
         return found
@@ -178,6 +184,7 @@ class Sweep:
         if done.full is not None:
             self.failures[done.job.label] = f"not saved: {done.full}"
             raise _Full(done.full)
+        self._rows += done.rows
         if done.rows:
             self._reported.add((Path(done.job.cell.results_dir), done.job.cell.name))
         for row in done.rows:
@@ -193,7 +200,9 @@ class Sweep:
         """After a sweep: tables in the terminal, a report of each of its names on disk, what failed, and mistakes."""
         if not self._n_before:
             return
-        if self._is_sweep:
+        if not self._is_sweep:
+            self._show_rows()
+        else:
             for folder, name in sorted(self._reported):
                 self._report(folder, name)
             self._tell_failures()
@@ -201,6 +210,13 @@ class Sweep:
                 print("\nmistakes, to be put right:", *self.mistakes, sep="\n  ")
         if kept := tracking.kept_offline(self._cells.values(), self._began):
             print(kept, file=sys.stderr)
+
+    def _show_rows(self) -> None:
+        """Of one cell: its table, and where its rows are."""
+        from arch_bench import report
+
+        for folder, _ in self._reported:
+            print(f"\n{report.summary(self._rows)}\n\nrows: {folder / 'rows' / f'{self._rows[0].key}-*.json'}")
 
     def _tell_failures(self) -> None:
         if self.failures:
@@ -274,11 +290,14 @@ class Announce(Callback):
 
 
 _LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+MOST = 100_000
 MANY = 250
 """Cells that take seconds to compose."""
 
 
 def _count(_: Sweeper, batch: Sequence[Sequence[str]]) -> None:
     """In place of Hydra's trial of composing all: here nothing runs before everything is composed."""
+    if len(batch) > MOST:
+        raise ConfigError(f"{len(batch):,} cells: more than {MOST:,} in one command; make it several")
     if len(batch) > MANY:
         print(f"composing {len(batch):,} cells", flush=True)

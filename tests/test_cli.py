@@ -93,7 +93,8 @@ def test_a_sweep_prints_each_cell_and_writes_its_report(tmp_path: Path) -> None:
         (["dmodel=3"], "(did you mean d_model?)"),
         (["lr=1e-3"], "(did you mean optim.lr?)"),
         (["task.max_steps=3"], "(did you mean trainer.max_steps?)"),
-        (["-m", "seed=0,1", "mixer.window=8"], "mixer is not a key; there are: "),
+        (["-m", "seed=range(3,1)"], "seed=range(3,1): no cells; "),
+        (["-m", "hydra.sweeper.params=3"], "hydra.sweeper.params=3: Cannot assign int to Dict[str, str]"),
         (
             ["backbone=lstm", "-m", "task=mqar"],
             "task=mqar: stands apart from the other values; put -m and other ",
@@ -125,7 +126,8 @@ def test_a_sweep_prints_each_cell_and_writes_its_report(tmp_path: Path) -> None:
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, args: list[str], words: str) -> None:
     (tmp_path / "blocked").write_text("a file where a folder should be")
-    done = arch_bench(*TINY, *args, cwd=tmp_path)
+    n_flags = int(args[0] == "-m")  # which stand before or after all values
+    done = arch_bench(*args[:n_flags], *TINY, *args[n_flags:], cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr

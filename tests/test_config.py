@@ -145,3 +145,9 @@ def test_a_folder_of_configs_may_have_any_name_when_a_cell_is_composed_anew(name
     cell = cell_of(compose([f"hydra.searchpath=[{quoted(f'file://{tmp_path / name}')}]", "task=mine"]))
     again = recomposed(cell, {"seed": 3})
     assert (again.task["n_pairs"], again.seed, again.task_name) == (3, 3, "mine")
+
+
+def test_a_cell_composed_anew_keeps_what_follows_from_what_is_changed() -> None:
+    cell = cell_of(compose(["d_model=${seq_len}", "seq_len=128"]))
+    again = recomposed(cell, {"seq_len": 32})
+    assert (cell.d_model, again.d_model, again.backbone["d_model"]) == (128, 32, 32)

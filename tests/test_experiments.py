@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from arch_bench import run
 from arch_bench.config import CONF, HYDRA, Cell, cell_of, compose
 from arch_bench.objects import build
+from arch_bench.plan import NO_ESTIMATE
 from arch_bench.sweep import Sweep
 from arch_bench.usage import options
 
@@ -96,7 +97,7 @@ def test_a_dry_run_says_what_there_is_to_do(
         sweep.add(with_seed(overrides, dry_run=True, results_dir=str(tmp_path)))
     sweep.run()
     sweep.finish()
-    assert capsys.readouterr().out.splitlines() == [PLANS[experiment]]
+    assert capsys.readouterr().out.splitlines() == [PLANS[experiment] + NO_ESTIMATE]
     assert not sweep.mistakes
     assert not list(tmp_path.iterdir())
 
@@ -111,7 +112,7 @@ def test_the_command_itself_takes_it_with_every_protocol(experiment: str, protoc
     done = subprocess.run([*args, f"results_dir={tmp_path}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
-    assert last == PLANS[experiment] if not protocol else " to run" in last
+    assert last == PLANS[experiment] + NO_ESTIMATE if not protocol else " to run" in last
 
 
 def shrunk(cell: Cell, folder: Path) -> Cell:

@@ -20,6 +20,7 @@ from test_cli import arch_bench
 from arch_bench import sweep
 from arch_bench.config import CONF, HYDRA
 from arch_bench.jobs import MISTAKES, Composer
+from arch_bench.plan import NO_ESTIMATE
 
 AXES = [
     [["seed=0", "seed=1"], ["optim.lr=1e-3", "optim.lr=3e-3"]],
@@ -74,12 +75,12 @@ def found(make: Any) -> Any:
     """What a config has, in its order, with and without its interpolations; or what was raised."""
     try:
         cfg: DictConfig = make()
-    except (*MISTAKES, AssertionError) as error:
+    except (*MISTAKES, ValueError, AssertionError) as error:
         return type(error), str(error)
     own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
     try:
         resolved = str(OmegaConf.to_container(own, resolve=True))
-    except MISTAKES as error:
+    except (*MISTAKES, ValueError) as error:
         resolved = str(error)
     mine = HydraConfig.get()
     return str(OmegaConf.to_container(own)), resolved, OmegaConf.is_struct(cfg), OmegaConf.to_container(mine)
@@ -116,11 +117,11 @@ def test_a_job_is_what_hydra_makes_of_it(axes: list[list[str]], loader: ConfigLo
 def test_a_job_that_cannot_be_ends_no_other(tmp_path: Path) -> None:
     done = arch_bench("-m", *TINY, "seed=0,${nosuch},1", "dry_run=true", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stdout == "2 cells, 0 done, 2 to run\n"
+    assert done.stdout == f"2 cells, 0 done, 2 to run{NO_ESTIMATE}\n"
     assert done.stderr == "arch-bench: seed=${nosuch}: there is no nosuch\n"
 
 
 def test_callbacks_and_variables_of_a_users_own_are_kept(tmp_path: Path) -> None:
     asked = ["+hydra.job.env_set.BENCH=a", "name=${oc.env:BENCH}", "seed=0,${nosuch},1"]
     done = arch_bench("-m", *TINY, *asked, "dry_run=true", cwd=tmp_path)
-    assert done.stdout == "2 cells, 0 done, 2 to run\n", done.stderr
+    assert done.stdout == f"2 cells, 0 done, 2 to run{NO_ESTIMATE}\n", done.stderr
