@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, get_args
 
 from arch_bench import results
 from arch_bench.report import devices, facets
 from arch_bench.results import Kind, Row
 
 Value = str | int | float | bool | None
+SCALARS = (str, int, float, bool, type(None))
+UNIQUE = {"metrics", "curve"}
+"""Groups of a row that no other shares."""
 Identity = tuple[str, str, str, Kind, str, str, str]
 """Key, backbone, task, kind, the settings of the phase with the contender among kernels, device and precision."""
 
@@ -85,6 +89,8 @@ class Labels:
     """What is measured -> (task, series), or (subject, contender)."""
     ran: dict[tuple[Identity, int], str] = field(default_factory=dict)
     """What is measured, and its length -> how the step ran, where a series ran in several ways."""
+    cells: list[Measured] = field(default_factory=list)
+    """What was measured, each once."""
     devices: dict[str, str] = field(default_factory=dict)
     """The names of devices, as `devices.known` finds them."""
 
@@ -144,15 +150,15 @@ def label(rows: Sequence[Row]) -> Labels:
     """
     names = devices.known(rows)
     cells = measured(rows, names)
-    labels = Labels(dials=_telling(list(cells.values())), devices=names)
+    labels = Labels(dials=_telling(list(cells.values())), devices=names, cells=list(cells.values()))
     _name_models(labels, {this: cell for this, cell in cells.items() if cell.place.kind != "kernels"})
     _name_kernels(labels, {this: cell for this, cell in cells.items() if cell.place.kind == "kernels"})
     return labels
 
 
-def shared(rows: Sequence[Row]) -> dict[str, Value]:
-    """Dials of the harness (not of one backbone or task) that have one value in every row."""
-    every = [cell.dials for cell in measured(rows, devices.known(rows)).values()]
+def shared(cells: Iterable[Measured]) -> dict[str, Value]:
+    """Dials of the harness (not of one backbone or task) that have one value in every cell."""
+    every = [cell.dials for cell in cells]
     names = {dial for dials in every for dial in dials if not dial.startswith(("backbone.", "task.", "experiment"))}
     values = {name: {dials[name] for dials in every if name in dials} for name in names}
     return {name: next(iter(values[name])) for name in sorted(values, key=_depth) if len(values[name]) == 1}
@@ -169,6 +175,32 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
     return flat
 
 
+class Flattener:
+    """Flattens many configurations, whose groups recur: each group that prints the same once."""
+
+    def __init__(self, is_kept: Callable[[str], bool] = lambda name: True) -> None:
+        self._is_kept = is_kept
+        self._known: dict[tuple[str, str], dict[str, Value]] = {}
+
+    def __call__(self, config: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
+        flat: dict[str, Value] = {}
+        for key, value in config.items():
+            name = f"{prefix}{key}"
+            if isinstance(value, dict):
+                is_leaf = key not in UNIQUE and not any(isinstance(each, dict) for each in value.values())
+                flat |= self._recurring(name, value) if is_leaf else self(value, f"{name}.")
+            elif self._is_kept(name):
+                flat[name] = value if isinstance(value, SCALARS) else json.dumps(value)
+        return flat
+
+    def _recurring(self, name: str, group: dict[str, Any]) -> dict[str, Value]:
+        place = name, repr(group)
+        if place not in self._known:
+            every = flatten(group, f"{name}.")
+            self._known[place] = {each: value for each, value in every.items() if self._is_kept(each)}
+        return self._known[place]
+
+
 def show(value: Value) -> str:
     """A dial's value in a name."""
     if value is None or isinstance(value, bool):
@@ -182,22 +214,35 @@ def identity(row: Row, names: Mapping[str, str]) -> Identity:
     The key of a cell says nothing of how its phases were set (tokens per step, say) and on which model of a device it
     ran, so those stand beside it. names: those of `devices.known`.
     """
-    settings = {name: value for name, value in facets.settings(row).items() if name not in EFFORT}
-    contender = {"contender": row.kernel} if row.kind == "kernels" else {}
-    phase = json.dumps(settings | contender, sort_keys=True)
+    contender = row.kernel if row.kind == "kernels" else ""
+    phase = _phase(facets.settings(row), contender)
     return row.key, row.backbone, row.task, row.kind, phase, devices.device(row, names), row.precision
+
+
+_phases: dict[tuple[str, str], str] = {}
+"""How a phase was set, as Python prints it -> as `_phase` does: the same settings recur in many rows."""
+
+
+def _phase(settings: Mapping[str, Any], contender: str) -> str:
+    """Return settings without `EFFORT`, in an order of their own."""
+    place = repr(settings), contender
+    if place not in _phases:
+        kept = {name: value for name, value in settings.items() if name not in EFFORT}
+        _phases[place] = json.dumps([kept, contender], sort_keys=True)
+    return _phases[place]
 
 
 def measured(rows: Sequence[Row], names: Mapping[str, str]) -> dict[Identity, Measured]:
     """One entry per cell, kind and settings; what ran (precision, device) stands in for what was asked (`auto`)."""
     cells: dict[Identity, Measured] = {}
-    known = {f"{group}.{name}" for row in rows for group in results.ADDED for name in row.config.get(group, {})}
+    known = {f"{group}.{name}" for row in rows for group in results.ADDED for name in row.config.get(group) or {}}
+    flat = {kind: Flattener(partial(_is_dial, kind=kind)) for kind in get_args(Kind)}
     neutral = {dial: value for dial, value in flatten(results.ADDED).items() if dial in known}
     corpora = {row.key: str(row.data["sha256"])[:8] for row in rows if row.data.get("sha256")}
     for row in rows:
         if (this := identity(row, names)) not in cells:
-            config = neutral | flatten(row.config)
-            asked = {dial: value for dial, value in config.items() if _is_dial(dial, row.kind)}
+            added = {dial: value for dial, value in neutral.items() if _is_dial(dial, row.kind)}
+            asked = added | flat[row.kind](row.config)
             place = _place(row, device := devices.device(row, names))
             ran = {"precision": row.precision, "device": device, "experiment": row.experiment}
             if row.kind in facets.TRAINED:

@@ -7,7 +7,6 @@ from typing import Any
 
 from arch_bench.report import dials, units
 from arch_bench.report.dials import Labels, Measured, Value
-from arch_bench.results import Row
 
 OWN = ("backbone.", "task.")
 """Dials that begin so are what a backbone or a task is: they may differ between those."""
@@ -20,20 +19,19 @@ Found = dict[str, dict[Value, set[str]]]
 """Last part of a dial -> value, by rising size -> the backbones that have it; none for a dial of the backbone's own."""
 
 
-def told(rows: Sequence[Row], labels: Labels) -> str:
+def told(labels: Labels) -> str:
     """`n_heads (4, 8), n_layers (8 for jamba, else 2)`."""
-    return ", ".join(f"{dial} ({_words(of)})" for dial, of in unnamed(rows, labels).items())
+    return ", ".join(f"{dial} ({_words(of)})" for dial, of in unnamed(labels).items())
 
 
-def unnamed(rows: Sequence[Row], labels: Labels) -> Found:
+def unnamed(labels: Labels) -> Found:
     """What differs within one kind of measurement of a (backbone, task), or within a task for all but `OWN`."""
-    cells = list(dials.measured(rows, labels.devices).values())
     hidden = {dials.leaf(dial) for dial in labels.dials} | ELSEWHERE
     found: dict[str, dict[Value, set[str]]] = {}
-    for group in _grouped((cell.place, cell) for cell in cells):
+    for group in _grouped((cell.place, cell) for cell in labels.cells):
         for dial in sorted({dial for cell in group for dial in cell.dials}):
             _note(found, dial, [(cell.dials.get(dial), cell) for cell in group])
-    for group in _grouped((cell.place.task, cell) for cell in cells):
+    for group in _grouped((cell.place.task, cell) for cell in labels.cells):
         for dial in sorted({dial for cell in group for dial in cell.dials if not dial.startswith(OWN)}):
             _note(found, dial, [(cell.dials[dial], cell) for cell in group if dial in cell.dials])
     return {dial: dict(sorted(of.items(), key=_size)) for dial, of in found.items() if dial not in hidden}

@@ -38,8 +38,8 @@ class Facet(NamedTuple):
 
 def settings(row: Row) -> dict[str, Any]:
     """How the phase was set; kernels go by the lengths and batches of `speed`."""
-    found: dict[str, Any] = row.config.get("speed" if row.kind == "kernels" else row.kind, {})
-    return found
+    found = row.config.get("speed" if row.kind == "kernels" else row.kind)
+    return found if isinstance(found, dict) else {}
 
 
 def batching(row: Row) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
@@ -192,15 +193,26 @@ def _shifts(panel: Panel) -> dict[str, float]:
 
 def _draw_curve(axes: Axes, curve: Curve, shift: float) -> None:
     x, y = list(curve.points), [point.value for point in curve.points.values()]
-    place = axes.transData + ScaledTranslation(shift / POINTS, 0, axes.figure.dpi_scale_trans)
+    place = axes.transData
+    if shift:
+        place = place + ScaledTranslation(shift / POINTS, 0, axes.figure.dpi_scale_trans)
     line = _line(x, y, curve.style, is_faint=curve.is_faint)
     line.set_transform(place)
     axes.add_line(line)
-    for length, point in curve.points.items():
-        if point.low is not None and point.high is not None and not curve.is_faint:
-            whisker = Line2D([length, length], [point.low, point.high], color=curve.style.colour, lw=1.4, alpha=0.6)
-            whisker.set_transform(place)
-            axes.add_line(whisker)
+    if curve.is_faint:
+        return
+    whiskers = [
+        [(n, of.low), (n, of.high)] for n, of in curve.points.items() if of.low is not None and of.high is not None
+    ]
+    if whiskers:  # one artist for all of them: a page of many series draws thousands
+        look: dict[str, Any] = {"colors": curve.style.colour, "linewidths": 1.4, "alpha": 0.6, "zorder": 2}
+        axes.add_collection(LineCollection(whiskers, transform=place, **look), autolim=False)
+    scattered = [(n, value) for n, of in curve.points.items() for value in of.scattered]
+    if scattered:
+        hollow = Style(curve.style.colour, curve.style.symbol, is_open=True)
+        seeds = _line([n for n, _ in scattered], [value for _, value in scattered], hollow)
+        seeds.set(transform=place, linestyle="none", markersize=3, alpha=0.7)
+        axes.add_line(seeds)
 
 
 def _line(x: Sequence[float], y: Sequence[float], style: Style, is_faint: bool = False, label: str = "") -> Line2D:
@@ -222,8 +234,11 @@ def _line(x: Sequence[float], y: Sequence[float], style: Style, is_faint: bool =
 def _draw_failures(axes: Axes, panel: Panel) -> None:
     if panel.band:
         axes.axhspan(*panel.band, color=BAND, linewidth=0, zorder=0.5)
+    for series in dict.fromkeys(mark.series for mark in panel.marks):
+        own = [mark for mark in panel.marks if mark.series == series]
+        look: dict[str, Any] = {"color": own[0].style.colour, "markersize": 5.5, "markeredgewidth": 1.8}
+        axes.plot([mark.length for mark in own], [mark.y for mark in own], "x", clip_on=False, **look)
     for mark in panel.marks:
-        axes.plot(mark.length, mark.y, "x", color=mark.style.colour, markersize=5.5, markeredgewidth=1.8, clip_on=False)
         offset, align = ((-6, 0), "right") if mark.side == "left" else ((6, 0), "left")
         if mark.text:
             axes.annotate(
@@ -257,6 +272,9 @@ def _legend_width(styles: dict[str, Style]) -> float:
 
 def to_bytes(figure: Figure, ending: str) -> bytes:
     """Without a date or a version, so that bytes differ only where the data does."""
+    if layout := figure.get_layout_engine():  # once is enough: finding room for all texts takes as long as drawing
+        layout.execute(figure)
+        figure.set_layout_engine("none")
     file = io.BytesIO()
     figure.savefig(file, format=ending, dpi=160, metadata={"Date": None} if ending == "svg" else {"Software": None})
     return file.getvalue()

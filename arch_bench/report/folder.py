@@ -9,6 +9,7 @@ import gzip
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from arch_bench.report import (
     tables,
     tradeoffs,
 )
-from arch_bench.report.dials import flatten
+from arch_bench.report.dials import Flattener
 from arch_bench.report.findings import findings
 from arch_bench.report.parts import HeatMap, Panel, Ranking
 from arch_bench.report.study import Study
@@ -148,7 +149,7 @@ def _exponents(rows: Sequence[Sequence[Panel]]) -> str:
 
 def _width(study: Study) -> str:
     """Of the layers, if it is the same in all of them and so in no name."""
-    width = dials.shared([row for row in study.rows if row.kind == "kernels"]).get("d_model")
+    width = dials.shared(cell for cell in study.labels.cells if cell.place.kind == "kernels").get("d_model")
     return f" d_model is {width} throughout." if width else ""
 
 
@@ -243,11 +244,13 @@ def _render(template: str, context: dict[str, Any]) -> str:
 
 def rows_csv(rows: Sequence[Row]) -> bytes:
     """One line per row, nested columns flattened to dotted names."""
-    lines = [flatten({name: getattr(row, name) for name in _FIELDS}) for row in rows]
+    flat = Flattener()
+    lines = [flat({name: getattr(row, name) for name in _FIELDS}) for row in rows]
+    names = list(dict.fromkeys(chain.from_iterable(lines)))
     file = io.StringIO()
-    writer = csv.DictWriter(file, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([line.get(name, "") for name in names] for line in lines)
     return file.getvalue().encode()
 
 

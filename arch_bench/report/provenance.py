@@ -59,7 +59,7 @@ def provenance(study: Study) -> list[tuple[str, str]]:
         ("kernels", _joined(f"{row.backbone}: {row.kernel}" for row in rows if row.kernel and row.kind != "kernels")),
         ("seeds", ", ".join(str(seed) for seed in sorted({row.seed for row in rows}))),
         ("the same in every cell", _same(study)),
-        ("differs, but is not in the names", differences.told(study.rows, study.labels)),
+        ("differs, but is not in the names", differences.told(study.labels)),
     ]
     return [(name, value) for name, value in facts if value]
 
@@ -69,7 +69,7 @@ def _commit(commit: str, dirty: bool) -> str:
 
 
 def _same(study: Study) -> str:
-    return ", ".join(f"{dial} {dials.show(value)}" for dial, value in dials.shared(study.rows).items())
+    return ", ".join(f"{dial} {dials.show(value)}" for dial, value in dials.shared(study.labels.cells).items())
 
 
 def _joined(words: Iterable[str]) -> str:

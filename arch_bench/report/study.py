@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import NamedTuple, get_args
-
-import numpy as np
 
 from arch_bench.report import devices, dials, facets, metrics, stats, steps, style
 from arch_bench.report.facets import Facet
@@ -209,7 +208,7 @@ def number(row: Row, name: str) -> float | None:
 def mean(rows: Iterable[Row], name: str) -> float | None:
     """The mean of a metric over the rows that have it."""
     values = [value for row in rows if (value := number(row, name)) is not None]
-    return float(np.mean(values)) if values else None
+    return fmean(values) if values else None
 
 
 def point(rows: Sequence[Row], metric: Metric) -> Point | None:
@@ -228,14 +227,14 @@ def by_seed(rows: Iterable[Row], name: str, is_log: bool = False) -> dict[int, f
         value = number(row, name) if row.status == "ok" else None
         if value is not None and (value > 0 or not is_log):
             found[row.seed].append(value)
-    return {seed: float(np.mean(found[seed])) for seed in sorted(found)}
+    return {seed: fmean(found[seed]) for seed in sorted(found)}
 
 
 def over_seeds(values: Sequence[float], scale: Scale = "plain") -> Point | None:
     """The mean with its t interval; a single value has none, and neither have scores with two humps."""
     if len(values) < 2:
         return Point(values[0], None, None, 1) if values else None
-    middle = float(np.mean(values))
+    middle = fmean(values)
     if scale == "share" and stats.has_two_humps(values):
         return Point(middle, None, None, len(values), tuple(sorted(values, reverse=True)))
     if scale == "positive" and min(values) > 0:
