@@ -235,7 +235,7 @@ class Sweep:
             return
         print("\n" + report.summary(rows))
         try:
-            page = report.build(rows, folder / name, name)
+            page = report.build(rows, report.place(folder, name), name)
         except OSError as error:
             print(f"arch-bench: no report: {one_line(error)}", file=sys.stderr)
         else:

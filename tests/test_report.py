@@ -562,3 +562,37 @@ def test_every_column_of_a_row_reaches_the_csv() -> None:
     )
     assert "metrics.token_accuracy" in header
     assert dials.flatten({"a": {"b": [1]}}) == {"a.b": "[1]"}
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "..", "", ".", "a/../../b", "rows", "x" * 500, "a\nb\0c"])
+def test_a_report_stays_in_its_folder_whatever_its_experiment_is_called(name: str, tmp_path: Path) -> None:
+    found = folder.place(tmp_path / "results", name)
+    assert found.parent == tmp_path / "results"
+    assert found.name not in ("", "..", "rows")
+    found.mkdir(parents=True)
+    assert folder.place(tmp_path, "mqar_lengths d=64") == tmp_path / "mqar_lengths d=64"
+
+
+ODD: list[dict[str, Any]] = [
+    {"config": {"n_layers": "x", "d_model": [1]}},
+    {"config": {"optim": {"lr": None}}},
+    {"config": {"trial": {"a": 1}}},
+    {"config": {"trial": {"study": [1], "number": "x", "values": {}}}},
+    {"config": {"speed": {}, "match": {}, "backbone": {"a": {"b": [{"c": 1}]}}}},
+    {"metrics": {"token_accuracy": 1e308, "train_step_ms": -1.0, "n_params": "many", "state_bytes": 0}},
+    {"metrics": {"token_accuracy": "x", "train_step_ms": 1e-300, "ms_per_token": 0, "batch_size": "x"}},
+    {"metrics": {}},
+    {"backbone": "a\n|b<", "task": "", "precision": "", "device": ""},
+    {"reason": "a" * 100_000, "status": "crashed"},
+]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_row_that_is_odd_but_valid_costs_no_report(odd: dict[str, Any]) -> None:
+    kinds: tuple[Kind, ...] = ("quality", "scan", "speed", "decode", "kernels")
+    rows = [*everything(), *(row(kind=kind, **{"backbone": "z"} | odd) for kind in kinds)]
+    study = Study(rows)
+    assert summary(rows)
+    assert findings(study)
+    assert folder.sections(study)
+    assert folder.rows_csv(study.every).count(b"\n") > len(rows) - len(kinds)

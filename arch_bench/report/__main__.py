@@ -55,7 +55,7 @@ def _report(dirs: Sequence[Path], experiment: str | None, out: Path | None) -> l
         return _write(merged, out, " + ".join(by_experiment))
     paths = []
     for name, rows in by_experiment.items():
-        paths += _write(rows, dirs[0] if dirs[0].resolve().name == name else dirs[0] / name, name)
+        paths += _write(rows, dirs[0] if dirs[0].resolve().name == name else folder.place(dirs[0], name), name)
     return paths
 
 

@@ -133,11 +133,16 @@ def _entries(study: Study, facet: Facet, length: int, metric: Metric) -> list[En
 def _sizes(study: Study, contest: Race, metric: Metric) -> str:
     """`, with 2 to 8 layers`: what makes a contest uneven, but for widths that match parameters."""
     rows = _rows_of(study, contest, metric)
-    layers: set[int] = {row.config["n_layers"] for row in rows if "n_layers" in row.config}
-    widths: set[int] = {row.config["d_model"] for row in rows if not row.config.get("match", {}).get("params")}
+    layers = {found for row in rows if isinstance(found := row.config.get("n_layers"), int)}
+    widths = {found for row in rows if isinstance(found := row.config.get("d_model"), int) and not _is_matched(row)}
     parts = [f"with {min(layers)} to {max(layers)} layers"] if len(layers) > 1 else []
     parts += [f"d_model {min(widths)} to {max(widths)}"] if len(widths) > 1 else []
     return "".join(f", {part}" for part in parts)
+
+
+def _is_matched(row: Row) -> bool:
+    match = row.config.get("match")
+    return isinstance(match, dict) and bool(match.get("params"))
 
 
 def _rows_of(study: Study, contest: Race, metric: Metric) -> list[Row]:

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import gzip
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -43,6 +44,11 @@ from arch_bench.report.style import SVG_DASHES, SVG_SHAPES, Style
 from arch_bench.report.tradeoffs import Tradeoff
 from arch_bench.results import Row
 
+MOST_LETTERS = 120
+"""Of the name of a folder."""
+TAKEN = {"rows", "checkpoints", "claims", "logs"}
+"""Folders of a results folder that hold other things."""
+_NO_NAME = re.compile(r"[/\\\x00-\x1f]+")
 STEMS = ("quality", "rates", "parts", "fronts", "training", "decoding", "kernels")
 """Every figure that a report may have; one that no longer applies is deleted."""
 KERNELS = (
@@ -81,6 +87,12 @@ class Section:
     maps: list[list[HeatMap]] = field(default_factory=list)
     tradeoffs: list[list[Tradeoff]] = field(default_factory=list)
     rankings: list[list[Ranking]] = field(default_factory=list)
+
+
+def place(base: Path, experiment: str) -> Path:
+    """Return the folder of an experiment's report: inside `base`, whatever a row says that its experiment is."""
+    folder = base / _NO_NAME.sub("_", experiment).strip(" .")[:MOST_LETTERS]
+    return folder if folder != base and folder.name not in TAKEN else base / f"report_{folder.name}"
 
 
 def build(rows: list[Row], out: Path, title: str) -> Path:

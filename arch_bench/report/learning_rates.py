@@ -104,7 +104,8 @@ def _scan(study: Study, group: Group) -> Scan:
     by_rate: dict[float, list[Row]] = {}
     for rows in study.index["scan"][group].values():
         for row in rows:
-            by_rate.setdefault(float(row.config["optim"]["lr"]), []).append(row)
+            if (rate := rate_of(row)) is not None:
+                by_rate.setdefault(rate, []).append(row)
     every = [row for rows in by_rate.values() for row in rows]
     metric = metrics.VAL_MSE if any(metrics.VAL_MSE.name in row.metrics for row in every) else metrics.VAL_LOSS
     trials = [_trial(rate, by_rate[rate], metric) for rate in sorted(by_rate)]
@@ -128,7 +129,16 @@ def _used(study: Study, group: Group) -> list[float]:
         and without_rate(other.series) == group.series
     ]
     rows = [row for other in same for rows in study.index["quality"][other].values() for row in rows]
-    return sorted({float(row.config["optim"]["lr"]) for row in rows})
+    return sorted({rate for row in rows if (rate := rate_of(row)) is not None})
+
+
+def rate_of(row: Row) -> float | None:
+    """The learning rate that a row was asked for; None where its configuration says none."""
+    optim = row.config.get("optim")
+    rate = optim.get("lr") if isinstance(optim, dict) else None
+    if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 < rate < math.inf:
+        return None
+    return float(rate)
 
 
 def without_rate(series: str) -> str:

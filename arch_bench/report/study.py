@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import fmean
@@ -12,6 +11,9 @@ from arch_bench.report import devices, dials, facets, metrics, stats, steps, sty
 from arch_bench.report.facets import Facet
 from arch_bench.report.metrics import Metric, Scale
 from arch_bench.results import Kind, Row
+
+LARGEST = 1e100
+"""Beyond it, and for what is not finite, axes have no place."""
 
 
 class Point(NamedTuple):
@@ -179,8 +181,15 @@ def parted(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
     """Those that stand for themselves, and the trials of searches."""
     found: tuple[list[Row], list[Row]] = [], []
     for row in rows:
-        found[bool(row.config.get("trial"))].append(row)
+        found[_is_trial(row)].append(row)
     return found
+
+
+def _is_trial(row: Row) -> bool:
+    """Whether it says of which search it is, which of its trials, and what that tried."""
+    trial = row.config.get("trial")
+    kinds = {"study": str, "number": int, "values": dict}
+    return isinstance(trial, dict) and all(isinstance(trial.get(name), kind) for name, kind in kinds.items())
 
 
 def baselines(rows: Iterable[Row], sign: int) -> dict[str, dict[int, float]]:
@@ -201,8 +210,9 @@ def baselines(rows: Iterable[Row], sign: int) -> dict[str, dict[int, float]]:
 def number(row: Row, name: str) -> float | None:
     """A metric as a finite float, or None."""
     value = row.metrics.get(name)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None  # type: ignore[arg-type]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LARGEST:
+        return None
+    return float(value)
 
 
 def mean(rows: Iterable[Row], name: str) -> float | None:

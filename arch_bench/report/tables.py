@@ -117,7 +117,7 @@ def _failed(study: Study, row: Row) -> tuple[str, ...]:
     policy, group = facets.words(facets.batching(row)), study.group(row)
     if row.kind == "kernels":
         return row.kind, "", policy, group.device, group.task, group.series
-    rate = f" lr={dials.show(row.config['optim']['lr'])}" if row.kind == "scan" else ""
+    rate = f" lr={dials.show(dials.flatten(row.config).get(dials.RATE))}" if row.kind == "scan" else ""
     return row.kind, group.task, policy, group.device, group.series + rate, ""
 
 
