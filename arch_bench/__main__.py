@@ -1,6 +1,6 @@
 """The command `arch-bench`, and `python -m arch_bench`."""
 
-from arch_bench import module_path
+from arch_bench.runtime import module_path
 
 
 def main() -> None:

@@ -7,11 +7,11 @@ from functools import cache
 import torch
 from hydra.utils import get_class
 
-from arch_bench.config import CONF, Cell, cell_of, compose
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import CONF, Cell, cell_of, compose
+from arch_bench.config.usage import options
 from arch_bench.mixers.base import Card, Mixer
-from arch_bench.objects import build
 from arch_bench.results import Row, load
-from arch_bench.usage import options
 
 HEADINGS = "backbone", "what it is", "family", "state", "training", "decoding", "steps/s", "kernels", "source"
 MEASURED = CONF.parent / "results" / "published" / "every_backbone_early"

@@ -13,12 +13,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from arch_bench import module_path
-from arch_bench.arguments import check, versions
-from arch_bench.complaint import is_hydras, one_line
-from arch_bench.config import CONF, HYDRA, ConfigError, check_options
-from arch_bench.console import leavable
-from arch_bench.sweep import SWEEP
+from arch_bench.config.arguments import check, versions
+from arch_bench.config.errors import is_hydras, one_line
+from arch_bench.config.schema import CONF, HYDRA, ConfigError, check_options
+from arch_bench.runtime import module_path
+from arch_bench.runtime.console import leavable
+from arch_bench.sweep.sweep import SWEEP
 
 
 @hydra.main(config_path=str(CONF), config_name="config", **HYDRA)
@@ -35,7 +35,7 @@ def _interrupt(signum: int, _: object) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_DFL)  # a second one ends at once
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that closes sends several, and means the same
-    if isolate := sys.modules.get("arch_bench.isolate"):
+    if isolate := sys.modules.get("arch_bench.runtime.workers"):
         isolate.interrupt()  # now: what the same signal ends in other threads' processes is no crash
     raise _Interrupted(128 + signum)
 

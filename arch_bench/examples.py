@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from arch_bench.complaint import one_line
-from arch_bench.config import CONF, Cell, ConfigError, cell_of, compose
-from arch_bench.console import leavable
-from arch_bench.objects import build
-from arch_bench.usage import options
+from arch_bench.config.errors import one_line
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import CONF, Cell, ConfigError, cell_of, compose
+from arch_bench.config.usage import options
+from arch_bench.runtime.console import leavable
 from tasks.base import IGNORE, Task, stream
 
 USAGE = """\

@@ -19,9 +19,10 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from arch_bench import environment, results
-from arch_bench.config import Cell, first_complaint
+from arch_bench import results
+from arch_bench.config.schema import Cell, first_complaint
 from arch_bench.results import Row
+from arch_bench.runtime import environment
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger

@@ -16,9 +16,9 @@ import torch._inductor.config as inductor
 from torch import Tensor
 from train_step import MQAR, SMOKE, cell_for, make_step, model_and_task
 
-from arch_bench.graph import capture
-from arch_bench.measure import Stopwatch, device_name, pick_device
-from arch_bench.train_step import Scored, list_scored
+from arch_bench.runtime.cuda_graph import capture
+from arch_bench.runtime.measure import Stopwatch, device_name, pick_device
+from arch_bench.train.step import Scored, list_scored
 from tasks.base import stream
 
 N_BATCHES = 4

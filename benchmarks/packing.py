@@ -27,7 +27,8 @@ from typing import Any
 
 from worker import Failed, Worker
 
-from arch_bench import mps, provenance
+from arch_bench.launchers import mps
+from arch_bench.results import provenance
 
 Record = dict[str, Any]
 Team = Callable[[str, int], list[tuple[Worker, int]]]

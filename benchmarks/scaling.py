@@ -25,14 +25,15 @@ import torch
 from tabulate import tabulate
 from train_step import LM, LM_BATCH, LM_VOCAB, cell_for, model_and_task
 
-from arch_bench import isolate, provenance
 from arch_bench.backbone import TRAIN_PER_FORWARD
-from arch_bench.config import Cell
-from arch_bench.distributed import joined, places
-from arch_bench.measure import PeakMemory, Stopwatch, device_name, limit_threads, pick_device
-from arch_bench.precision import pick_precision
-from arch_bench.team import Place, Team
-from arch_bench.train_step import Scored, TrainStep, pick_step
+from arch_bench.config.schema import Cell
+from arch_bench.results import provenance
+from arch_bench.runtime import workers
+from arch_bench.runtime.measure import PeakMemory, Stopwatch, device_name, limit_threads, pick_device
+from arch_bench.runtime.precision import pick_precision
+from arch_bench.train.distributed import joined, places
+from arch_bench.train.step import Scored, TrainStep, pick_step
+from arch_bench.train.team import Place, Team
 
 Record = dict[str, Any]
 SMOKE = ["task=text", "seq_len=32", "d_model=16", "n_layers=2", "device=cpu"]
@@ -121,7 +122,7 @@ def measured(point: Point) -> Record:
     with places(point.n_devices) as all_places:
         calls = [(point, place if point.strategy != "single" else None) for place in all_places]
         try:
-            return isolate.call_together(rate, calls, time_limit_s=300)
+            return workers.call_together(rate, calls, time_limit_s=300)
         except Exception as error:  # a strategy that fails must not cost the others' figures
             print("".join(getattr(error, "__notes__", [])), file=sys.stderr)
             asked = {"strategy": point.strategy, "n_devices": point.n_devices, "batch_size": point.batch_size}
@@ -158,7 +159,7 @@ def main() -> None:
     args = parser.parse_args()
     args.devices = args.devices or str(2 if args.smoke else torch.cuda.device_count())
     found: dict[str, Any] = {"commit": provenance.commit().name, "versions": provenance.versions(), "points": []}
-    found["device"] = isolate.call(_device, "cpu" if args.smoke else "auto", time_limit_s=120)
+    found["device"] = workers.call(_device, "cpu" if args.smoke else "auto", time_limit_s=120)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for record in points(args):
         found["points"].append(record)

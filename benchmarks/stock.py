@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from arch_bench.backbone import Backbone
-from arch_bench.config import Cell
+from arch_bench.config.schema import Cell
 from tasks.base import Task, stream
 
 N_WORKERS = 4

@@ -20,12 +20,13 @@ from typing import Any
 
 from tabulate import tabulate
 
-from arch_bench import isolate, provenance
-from arch_bench.config import CONF, Cell, ConfigError, cell_of, compose
-from arch_bench.data import Blocks, cut
-from arch_bench.measure import Stopwatch, Timing, device_name, limit_threads, pick_device, time_calls
-from arch_bench.objects import build
-from arch_bench.usage import options
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import CONF, Cell, ConfigError, cell_of, compose
+from arch_bench.config.usage import options
+from arch_bench.results import provenance
+from arch_bench.runtime import workers
+from arch_bench.runtime.measure import Stopwatch, Timing, device_name, limit_threads, pick_device, time_calls
+from arch_bench.train.data import Blocks, cut
 from tasks.base import Task
 
 Record = dict[str, Any]
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found: Record = {
         "commit": provenance.commit().name,
         "versions": provenance.versions(),
-        "device": isolate.call(_device, args.device, time_limit_s=120),
+        "device": workers.call(_device, args.device, time_limit_s=120),
         "batch_size": BATCH_SIZE,
         "downloaded_and_skipped": texts,
         "records": [],
@@ -76,7 +77,7 @@ def is_downloaded(task: str) -> bool:
 def records(tasks: Sequence[str], lengths: Sequence[int], device: str) -> Iterator[Record]:
     for task in tasks:
         try:
-            yield from isolate.call(rates, task, lengths, device, time_limit_s=300)
+            yield from workers.call(rates, task, lengths, device, time_limit_s=300)
         except Exception as failure:  # of this task: the others go on
             why = f"{type(failure).__name__}: {failure}"
             yield from ({"task": task, "seq_len": seq_len, "failed": why} for seq_len in lengths)

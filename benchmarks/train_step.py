@@ -23,19 +23,22 @@ import stock
 import torch
 from tabulate import tabulate
 
-from arch_bench import isolate, provenance, quality, tracking
+from arch_bench import tracking
 from arch_bench.backbone import TRAIN_PER_FORWARD
-from arch_bench.ceiling import matmul_tflops
-from arch_bench.config import Cell, cell_of, compose
-from arch_bench.data import TaskData
-from arch_bench.lit import LitSequence
-from arch_bench.measure import Stopwatch, Timing, device_name, pick_device, warm_up
-from arch_bench.objects import build
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import Cell, cell_of, compose
+from arch_bench.cost.ceiling import matmul_tflops
 from arch_bench.ops import linear_cross_entropy as head
-from arch_bench.precision import autocast, pick_precision, set_tf32
-from arch_bench.team import SOLO
-from arch_bench.train_step import Scored, TrainStep, list_scored, pick_step
-from arch_bench.trainer import make_trainer
+from arch_bench.results import provenance
+from arch_bench.runtime import workers
+from arch_bench.runtime.measure import Stopwatch, Timing, device_name, pick_device, warm_up
+from arch_bench.runtime.precision import autocast, pick_precision, set_tf32
+from arch_bench.train import fit
+from arch_bench.train.data import TaskData
+from arch_bench.train.module import LitSequence
+from arch_bench.train.step import Scored, TrainStep, list_scored, pick_step
+from arch_bench.train.team import SOLO
+from arch_bench.train.trainer import make_trainer
 from tasks.base import Task, stream
 
 Record = dict[str, Any]
@@ -146,7 +149,7 @@ def _in_trainer(step: TrainStep, cell: Cell, task: Task) -> float:
     precision = pick_precision(cell.precision, step.device)
     lit = LitSequence(step, precision=precision, trained_len=cell.seq_len, bytes_per_token=None, tolerance=None)
     with tracking.track(cell) as tracker:
-        callbacks = [quality.Watch(None), quality.Bar(), pace]
+        callbacks = [fit.Watch(None), fit.Bar(), pace]
         options = {"max_steps": fixed.max_steps, "val_check_interval": data.val_check_interval}
         make_trainer(SOLO, step.device, callbacks, tracker.lightning, **options).fit(lit, datamodule=data)
     return pace.steps_per_s
@@ -192,7 +195,7 @@ def _loops(name: str) -> dict[str, tuple[Callable[[Cell], Record], int, list[str
 
 def solve(cell: Cell) -> Record:
     """From nothing to 99 % on held-out examples: seconds after compiling, and seconds of compiling."""
-    (outcome,) = quality.measure(cell, [cell.seq_len], None)
+    (outcome,) = fit.measure(cell, [cell.seq_len], None)
     found = outcome.metrics
     seconds = float(found["train_s"]) - float(found["compile_s"])
     names = ("compile_s", "steps", "steps_to_99", "val_token_accuracy", "token_accuracy", "step")
@@ -367,7 +370,7 @@ PARTS = {
 def isolated(function: Callable[..., Record], *args: Any) -> Record:
     """What a fresh process measured, or why it could not."""
     try:
-        return isolate.call(function, *args, time_limit_s=300)
+        return workers.call(function, *args, time_limit_s=300)
     except Exception as error:  # a contender that fails must not cost the others' figures
         print("".join(getattr(error, "__notes__", [])), file=sys.stderr)
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
@@ -383,7 +386,7 @@ def main() -> None:
     found: dict[str, Any] = {
         "commit": provenance.commit().name,
         "versions": provenance.versions(),
-        "device": isolate.call(_device, time_limit_s=120),
+        "device": workers.call(_device, time_limit_s=120),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for part in args.only.split(","):

@@ -6,10 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from arch_bench.config import Cell, cell_of, compose
+from arch_bench.cell.run import final
+from arch_bench.cell.shape import Usage, to_row
+from arch_bench.config.schema import Cell, cell_of, compose
 from arch_bench.results import Outcome, Row
-from arch_bench.run import final
-from arch_bench.shape import Usage, to_row
 
 TINY = [
     *("logger=none", "device=cpu", "precision=fp32", "isolate=false", "seq_len=16", "d_model=16", "n_layers=1"),

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from arch_bench.config import CONF, compose
-from arch_bench.usage import options
+from arch_bench.config.schema import CONF, compose
+from arch_bench.config.usage import options
 
 BACKBONES = options(CONF, "backbone")
 ENCODERS = ["bert"]

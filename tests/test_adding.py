@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from arch_bench import run
-from arch_bench.config import cell_of, compose
-from arch_bench.objects import build
-from arch_bench.train_step import list_scored, predicted_number, scored_hidden, scored_loss
+from arch_bench.cell import run
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import cell_of, compose
+from arch_bench.train.step import list_scored, predicted_number, scored_hidden, scored_loss
 from tasks.adding import Adding
 from tasks.base import IGNORE, stream
 

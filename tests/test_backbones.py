@@ -13,9 +13,9 @@ from models import BACKBONES, DECODERS, depth, on_cpu
 from torch.utils.flop_counter import FlopCounterMode
 
 from arch_bench.backbone import Backbone
-from arch_bench.config import Cell, ConfigError, cell_of, compose
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import Cell, ConfigError, cell_of, compose
 from arch_bench.mixers.base import count_bytes, tensors
-from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported, choose_kernel
 
 VOCAB, BATCH = 11, 2

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from arch_bench.config import CONF
-from arch_bench.usage import options
+from arch_bench.config.schema import CONF
+from arch_bench.config.usage import options
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPT = BENCHMARKS / "train_step.py"

@@ -11,9 +11,9 @@ from torch import nn
 
 from arch_bench.backbone import Backbone
 from arch_bench.block import Block
-from arch_bench.config import ConfigError, cell_of, compose
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import ConfigError, cell_of, compose
 from arch_bench.norm import make_norm
-from arch_bench.objects import build
 
 VOCAB, T, D = 11, 20, 32
 DIALS = {"norm": ["layer", "rms"], "norm_at": ["pre", "post"], "mlp": ["gelu", "swiglu", "none"], "d_conv": ["0", "4"]}

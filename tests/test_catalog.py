@@ -10,10 +10,10 @@ from models import BACKBONES
 
 from arch_bench import catalog
 from arch_bench.backbone import Backbone
-from arch_bench.config import Cell, cell_of, compose
-from arch_bench.match import with_width
+from arch_bench.cell.match import with_width
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import Cell, cell_of, compose
 from arch_bench.mixers.base import tensors
-from arch_bench.objects import build
 
 T = 96
 """Beyond every window, in whole blocks and strides."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from arch_bench import ceiling
-from arch_bench.ceiling import ceilings
-from arch_bench.measure import Stopwatch
+from arch_bench.cost import ceiling
+from arch_bench.cost.ceiling import ceilings
+from arch_bench.runtime.measure import Stopwatch
 
 CPU = torch.device("cpu")
 

@@ -17,11 +17,14 @@ import pytest
 import torch
 from models import CORE
 
-from arch_bench import checkpoint, isolate, provenance, quality, results, run
-from arch_bench.config import Cell, cell_of, compose
-from arch_bench.results import Row
-from arch_bench.shape import Shape
-from arch_bench.team import Team
+from arch_bench import results
+from arch_bench.cell import run
+from arch_bench.cell.shape import Shape
+from arch_bench.config.schema import Cell, cell_of, compose
+from arch_bench.results import Row, provenance
+from arch_bench.runtime import workers
+from arch_bench.train import checkpoint, fit
+from arch_bench.train.team import Team
 
 TINY = [
     *("logger=none", "device=cpu", "seq_len=16", "d_model=16", "n_layers=1", "phases=[quality]", "eval_scales=[1,2]"),
@@ -54,7 +57,7 @@ def contents(rows: list[Row]) -> list[dict[str, Any]]:
     return found
 
 
-class At(quality.Watch):
+class At(fit.Watch):
     """Does something once, after the block that ends at a step."""
 
     step, then = 0, staticmethod(lambda: None)
@@ -68,7 +71,7 @@ class At(quality.Watch):
 def plan(monkeypatch: pytest.MonkeyPatch, step: int, then: Callable[[], None]) -> None:
     watch = type("Watch", (At,), {"step": step, "then": staticmethod(then)})
     watch.__qualname__ = "Watch"  # by which Lightning knows its state
-    monkeypatch.setattr(quality, "Watch", watch)
+    monkeypatch.setattr(fit, "Watch", watch)
 
 
 def ask() -> None:
@@ -167,11 +170,11 @@ def test_after_a_time_limit_the_next_try_goes_on(tmp_path: Path, monkeypatch: py
         end = time.monotonic() + 60
         while not (tmp_path / "waits").exists() and time.monotonic() < end:
             time.sleep(0.01)
-        raise isolate.TimedOut("too long")
+        raise workers.TimedOut("too long")
 
     with monkeypatch.context() as patch:
         patch.setattr(run, "run_shape", dawdle)
-        patch.setattr(isolate, "_receive", lose_patience)
+        patch.setattr(workers, "_receive", lose_patience)
         assert {row.status for row in measured(cell)} == {"timeout"}
     assert torch.load(saved(cell), weights_only=True)["global_step"] == 30, "asked to end, it has saved"
     rows = measured(tiny(tmp_path, "backbone=lstm"))

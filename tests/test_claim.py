@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from filelock import SoftFileLease
 
-from arch_bench import claim
-from arch_bench.claim import Taken, claimed, wait
+from arch_bench.cell import claim
+from arch_bench.cell.claim import Taken, claimed, wait
 
 
 @contextmanager

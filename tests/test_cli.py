@@ -17,9 +17,9 @@ import torch
 from hydra.errors import ConfigCompositionException, OverrideParseException
 
 from arch_bench import results
-from arch_bench.complaint import one_line
-from arch_bench.config import CONF, cell_of, compose, recomposed
-from arch_bench.usage import GROUPS, options
+from arch_bench.config.errors import one_line
+from arch_bench.config.schema import CONF, cell_of, compose, recomposed
+from arch_bench.config.usage import GROUPS, options
 
 TINY = [
     "logger=none",

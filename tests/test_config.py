@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from arch_bench.complaint import quoted
-from arch_bench.config import ConfigError, cell_of, compose, recomposed, sweeping_of
+from arch_bench.config.errors import quoted
+from arch_bench.config.schema import ConfigError, cell_of, compose, recomposed, sweeping_of
 
 NAMES = ["", "..", ".x", "../x", "a/b", "a b", "rows", "Wandb", "hydra"]
 """Of reports: outside results_dir, hidden in it, or among what it holds."""

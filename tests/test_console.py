@@ -13,7 +13,7 @@ from typing import TextIO
 
 import pytest
 
-from arch_bench.console import leavable
+from arch_bench.runtime.console import leavable
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_closing_a_stream_costs_what_follows_only(unread: TextIO, monkeypatch: p
 
 _CLOSED = """
 import os, sys
-from arch_bench.console import leavable
+from arch_bench.runtime.console import leavable
 with leavable():
     print("dropped")
     print("too", file=sys.stderr)

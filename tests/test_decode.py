@@ -8,14 +8,14 @@ import pytest
 import torch
 from models import DECODERS, depth, on_cpu
 
-from arch_bench import decode
 from arch_bench.backbone import Backbone
-from arch_bench.config import cell_of, compose
-from arch_bench.decoder import EagerDecoder
-from arch_bench.measure import Stopwatch
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import cell_of, compose
+from arch_bench.cost import decode
 from arch_bench.mixers.base import tensors
-from arch_bench.objects import build
 from arch_bench.results import Metrics
+from arch_bench.runtime.decoder import EagerDecoder
+from arch_bench.runtime.measure import Stopwatch
 
 SMALL = ["logger=none", "d_model=16", "n_layers=1", "task.vocab_size=64", "decode.n_tokens=4", "device=cpu"]
 

@@ -13,16 +13,19 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from models import BACKBONES, depth, on_cpu
 
-from arch_bench import isolate, quality, results, run
-from arch_bench.config import Cell, ConfigError, cell_of, compose
-from arch_bench.distributed import joined, places
-from arch_bench.lit import LitSequence
-from arch_bench.objects import build
+from arch_bench import results
+from arch_bench.cell import run
+from arch_bench.cell.shape import Shape
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import Cell, ConfigError, cell_of, compose
 from arch_bench.results import Row
-from arch_bench.shape import Shape
-from arch_bench.team import Place, Team
-from arch_bench.train_step import TrainStep, list_scored, pick_step
-from arch_bench.trainer import make_trainer
+from arch_bench.runtime import workers
+from arch_bench.train import fit as training
+from arch_bench.train.distributed import joined, places
+from arch_bench.train.module import LitSequence
+from arch_bench.train.step import TrainStep, list_scored, pick_step
+from arch_bench.train.team import Place, Team
+from arch_bench.train.trainer import make_trainer
 from tasks.base import IGNORE, stream
 
 CPU = torch.device("cpu")
@@ -66,7 +69,7 @@ def train(place: Place | None, strategy: str, overrides: list[str], kind: str, n
 def trained(strategy: str, n: int, *overrides: str, kind: str = "eager", n_steps: int = 20) -> Trained:
     with places(n) as all_places:
         calls = [(place if n > 1 else None, strategy, list(overrides), kind, n_steps) for place in all_places]
-        return isolate.call_together(train, calls, time_limit_s=600)
+        return workers.call_together(train, calls, time_limit_s=600)
 
 
 def assert_same(found: Trained, expected: Trained, atol: float = 1e-4) -> None:
@@ -206,7 +209,7 @@ def fit(one: Cell, team: Team, callbacks: list[Callback], path: str | None) -> T
     task, model = build(one, "task"), build(one, "backbone", vocab_size=32)
     step = TrainStep(model, one.optim, max_steps=8, kind="eager", precision="fp32", loss_kernel="full", team=team)
     lit = LitSequence(step, precision="fp32", trained_len=16, bytes_per_token=None, tolerance=None)
-    data = quality._data(one, task, CPU, team)
+    data = training._data(one, task, CPU, team)
     steps = {"max_steps": one.trainer.max_steps, "val_check_interval": data.val_check_interval}
     make_trainer(team, CPU, callbacks, None, **steps).fit(lit, datamodule=data, ckpt_path=path)
     noise = team.gather(torch.rand(1).item())
@@ -219,7 +222,7 @@ def fit(one: Cell, team: Team, callbacks: list[Callback], path: str | None) -> T
 def test_a_checkpoint_of_several_is_whole_and_goes_on(strategy: str, tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     with places(2) as all_places:
-        found, expected = isolate.call_together(
+        found, expected = workers.call_together(
             resumed, [(p, strategy, str(path)) for p in all_places], time_limit_s=600
         )
     for name, parameter in expected.parameters.items():
@@ -279,14 +282,14 @@ def full(one: Cell, shape: Shape, earlier: list[Row], place: Place) -> list[Row]
 
 def full_in_test(one: Cell, shape: Shape, earlier: list[Row], place: Place) -> list[Row]:
     """Rank 1 runs out of memory at the longer test only."""
-    real = quality._scores
+    real = training._scores
 
     def scores(tester: Any, lit: Any, data: Any, task: Any, n: int) -> Any:
         if place.rank and task.seq_len > one.seq_len:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
         return real(tester, lit, data, task, n)
 
-    quality._scores = scores
+    training._scores = scores
     return real_shape(one, shape, earlier, place)
 
 
@@ -295,7 +298,7 @@ def _in_training(place: Place, happen: Any) -> None:
         if place.rank:
             happen()
 
-    quality.Watch.on_validation_end = validated  # type: ignore[method-assign]
+    training.Watch.on_validation_end = validated  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(("shape", "status", "reason"), [(killed, "crashed", "rank 1: "), (full, "oom", "CUDA out of")])

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from arch_bench import match, run
-from arch_bench.config import Cell, ConfigError, cell_of, compose
+from arch_bench.cell import match, run
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import Cell, ConfigError, cell_of, compose
 from arch_bench.encoder_decoder import EncoderDecoder
-from arch_bench.generation import generate
 from arch_bench.mixers.base import tensors
-from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
-from arch_bench.train_step import TrainStep, list_scored
+from arch_bench.train.generation import generate
+from arch_bench.train.step import TrainStep, list_scored
 from tasks.base import stream
 
 VOCAB, BATCH, T, D = 11, 2, 24, 32

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from arch_bench import energy
-from arch_bench.measure import Stopwatch
+from arch_bench.cost import energy
+from arch_bench.runtime.measure import Stopwatch
 
 CPU = torch.device("cpu")
 

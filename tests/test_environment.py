@@ -16,11 +16,13 @@ from lightning.fabric.utilities import rank_zero
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger
 
-from arch_bench import environment, isolate, quality, run, server
-from arch_bench.config import Cell, cell_of, compose
+from arch_bench.cell import run
+from arch_bench.config.schema import Cell, cell_of, compose
 from arch_bench.results import Metrics
-from arch_bench.team import SOLO
-from arch_bench.trainer import make_trainer
+from arch_bench.runtime import environment, server, workers
+from arch_bench.train import fit
+from arch_bench.train.team import SOLO
+from arch_bench.train.trainer import make_trainer
 
 CPU = torch.device("cpu")
 ARGUMENTS = sorted(inspect.signature(L.Trainer).parameters)
@@ -90,7 +92,7 @@ def test_every_variable_of_a_batch_system_is_ignored(
 def test_a_rank_of_the_environment_costs_no_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 3)  # as when Lightning was imported with RANK=3
     logger = CSVLogger(tmp_path)
-    quality.measure(tiny(tmp_path), [16], logger)
+    fit.measure(tiny(tmp_path), [16], logger)
     assert "train/loss" in Path(logger.log_dir, "metrics.csv").read_text()
 
 
@@ -118,7 +120,7 @@ def test_a_fresh_process_imports_lightning_whatever_its_rank(monkeypatch: pytest
     monkeypatch.setenv("RANK", "abc")
     monkeypatch.setenv("SLURM_PROCID", "")
     try:
-        assert isolate.call(_rank, time_limit_s=60) == (0, None)
+        assert workers.call(_rank, time_limit_s=60) == (0, None)
     finally:
         server.forkserver._forkserver._stop()
 

@@ -14,9 +14,9 @@ import torch
 from rich.console import Console
 
 from arch_bench import examples
-from arch_bench.config import CONF, cell_of, compose
-from arch_bench.objects import build
-from arch_bench.usage import options
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import CONF, cell_of, compose
+from arch_bench.config.usage import options
 
 CORPORA = {"enwik8", "fineweb_edu", "masked_text", "pg19", "text", "text8", "tiny_shakespeare", "wikitext103"}
 """Whose first use reads or downloads one."""

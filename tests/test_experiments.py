@@ -17,12 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from arch_bench import run
-from arch_bench.config import CONF, HYDRA, Cell, cell_of, compose
-from arch_bench.objects import build
-from arch_bench.plan import NO_ESTIMATE
-from arch_bench.sweep import Sweep
-from arch_bench.usage import options
+from arch_bench.cell import run
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import CONF, HYDRA, Cell, cell_of, compose
+from arch_bench.config.usage import options
+from arch_bench.sweep.plan import NO_ESTIMATE
+from arch_bench.sweep.sweep import Sweep
 
 EXPERIMENTS = [name for name in options(CONF, "experiment") if name != "adhoc"]  # which is the absence of one
 MANY = {"every_backbone", "mqar_zoology"}

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from arch_bench import files
+from arch_bench.results import files
 
 WRITE = """
 import os, pathlib, signal, sys
-from arch_bench import files
+from arch_bench.results import files
 with files.whole(pathlib.Path(sys.argv[1])) as file:
     file.write(b"half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -10,13 +10,15 @@ import pytest
 import torch
 from interpreted_fla import interpreted
 
-from arch_bench import catalog, gate, kernels, match, run
+from arch_bench import catalog
 from arch_bench.backbone import Backbone
-from arch_bench.config import Cell, ConfigError, cell_of, compose
+from arch_bench.cell import match, run
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import Cell, ConfigError, cell_of, compose
+from arch_bench.cost import check, kernels
 from arch_bench.mixers import fla_layer
 from arch_bench.mixers.fla_layer import FlaLayer
 from arch_bench.mixers.recurrent import LSTM
-from arch_bench.objects import build
 from arch_bench.ops.kernel import Unsupported
 
 SIZES = {"vocab_size": 11, "max_len": 48}
@@ -143,9 +145,9 @@ def recurrent() -> tuple[Cell, Backbone]:
 
 def test_the_gate_says_when_it_has_no_reference() -> None:
     chosen, backbone = recurrent()
-    assert "gate_error" in gate.check(chosen, backbone, "fp32", **SIZES)
+    assert "gate_error" in check.check(chosen, backbone, "fp32", **SIZES)
     backbone.mixer.kernels = FlaLayer.kernels
-    assert gate.check(chosen, backbone, "fp32", **SIZES) == {"gate_why": gate.NO_REFERENCE}
+    assert check.check(chosen, backbone, "fp32", **SIZES) == {"gate_why": check.NO_REFERENCE}
 
 
 def test_utilisation_is_left_out_where_flops_are_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

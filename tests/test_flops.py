@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from arch_bench.backbone import TRAIN_PER_FORWARD, Backbone
-from arch_bench.config import cell_of, compose
-from arch_bench.objects import build
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import cell_of, compose
 
 BATCH, T, D, LAYERS, VOCAB, SCORED = 2, 16, 8, 2, 11, 4
 WINDOW = 4

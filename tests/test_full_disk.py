@@ -11,7 +11,8 @@ import pytest
 from cells import cell
 from test_sweep import Machine, command, exit_code
 
-from arch_bench import claim, results, run
+from arch_bench import results
+from arch_bench.cell import claim, run
 from arch_bench.launchers import joblib
 from arch_bench.launchers.base import Job, run_all
 from arch_bench.launchers.basic import Basic

@@ -14,8 +14,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from arch_bench import cli, sweep
-from arch_bench.config import compose
+from arch_bench import cli
+from arch_bench.config.schema import compose
+from arch_bench.sweep import sweep
 
 VALUES = [
     *("{}", "[]", "null", "-1", "0", "1e400", "nan", "''", "'a b'", "99999999999999999999999", "100000", "ä", "true"),

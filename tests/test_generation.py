@@ -1,4 +1,4 @@
-"""arch_bench/generation.py: what a model writes by itself, and what of it counts as right."""
+"""arch_bench/train/generation.py: what a model writes by itself, and what of it counts as right."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from models import CORE
 from torch import Tensor
 
 from arch_bench.backbone import Backbone
-from arch_bench.config import cell_of, compose
-from arch_bench.generation import generate, is_right
-from arch_bench.objects import build
-from arch_bench.train_step import list_scored
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import cell_of, compose
+from arch_bench.train.generation import generate, is_right
+from arch_bench.train.step import list_scored
 from tasks.base import IGNORE, Batch
 
 VOCAB = 16

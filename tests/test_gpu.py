@@ -17,23 +17,25 @@ import torch
 from fla_pairs import PAIRS
 from models import BACKBONES, CORE, DECODERS, depth
 
-from arch_bench import quality, results, run
+from arch_bench import results
 from arch_bench.backbone import Backbone
-from arch_bench.config import Cell, cell_of, compose
-from arch_bench.decoder import EagerDecoder, GraphDecoder
-from arch_bench.generation import generate
+from arch_bench.cell import run
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import Cell, cell_of, compose
 from arch_bench.mixers.fla_layer import FlaLayer, not_installed
-from arch_bench.objects import build
 from arch_bench.ops import attention, local_attention, nsa
 from arch_bench.ops.causal_conv import causal_conv
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.ops.linear_cross_entropy import linear_cross_entropy
 from arch_bench.ops.linear_cross_entropy import obstacles as loss_obstacles
 from arch_bench.ops.tuning import parallel_tuning
-from arch_bench.optimizer import rate_factor
 from arch_bench.positions import alibi_slopes
-from arch_bench.precision import set_tf32
-from arch_bench.train_step import TrainStep, list_scored
+from arch_bench.runtime.decoder import EagerDecoder, GraphDecoder
+from arch_bench.runtime.precision import set_tf32
+from arch_bench.train import fit
+from arch_bench.train.generation import generate
+from arch_bench.train.optimizer import rate_factor
+from arch_bench.train.step import TrainStep, list_scored
 from tasks import corpus
 from tasks.base import stream
 
@@ -387,12 +389,12 @@ def test_a_cell_runs_in_bf16(name: str, tmp_path: Path) -> None:
     rows = run.run_cell(cell, say=lambda row: None)
     assert [row.status for row in rows] == ["ok"] * 3, [row.reason for row in rows]
     assert {row.precision for row in rows} == {"bf16"}
-    speed, decode, quality = rows
+    speed, decode, scored = rows
     assert (decode.metrics["step"], decode.metrics["prefill_step"]) == ("graph", "graph"), decode.metrics
     assert speed.metrics["peak_mem_bytes"] > 16384 * 128 * 4, "activations are counted, though a graph holds them"  # type: ignore[operator]
     assert speed.kernel in {FUSED[name], "sdpa_cudnn", "sdpa_flash", "varlen"} - {"flex"}
     assert (speed.metrics["step"], speed.metrics["step_why"]) == ("graph", None)
-    assert (quality.metrics["step"], quality.metrics["step_why"]) == ("graph", None)
+    assert (scored.metrics["step"], scored.metrics["step_why"]) == ("graph", None)
     assert speed.metrics["forward_ms"] < speed.metrics["forward_backward_ms"] < speed.metrics["train_step_ms"]  # type: ignore[operator]
     assert all(row.metrics["peak_mem_bytes"] for row in rows if row.kind != "quality")
 
@@ -568,7 +570,7 @@ def test_a_cell_that_was_interrupted_goes_on_as_a_graph(tmp_path: Path, monkeypa
         cell = cell_of(compose([*dials.split(), *steps.split(), f"results_dir={tmp_path / name}"]))
         return run.run_cell(cell, say=lambda row: None)
 
-    class Watch(quality.Watch):
+    class Watch(fit.Watch):
         def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
             super().on_train_batch_end(trainer, *args)
             if trainer.global_step == 192:
@@ -577,7 +579,7 @@ def test_a_cell_that_was_interrupted_goes_on_as_a_graph(tmp_path: Path, monkeypa
     whole = measured("whole")
     Watch.__qualname__ = "Watch"  # by which Lightning knows its state
     with monkeypatch.context() as patch:
-        patch.setattr(quality, "Watch", Watch)
+        patch.setattr(fit, "Watch", Watch)
         with pytest.raises(SystemExit) as end:
             measured("parts")
     assert end.value.code == 143

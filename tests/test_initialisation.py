@@ -8,9 +8,9 @@ from models import depth
 from torch import Tensor
 
 from arch_bench.backbone import Backbone
-from arch_bench.config import cell_of, compose
-from arch_bench.objects import build
-from arch_bench.train_step import TrainStep, list_scored
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import cell_of, compose
+from arch_bench.train.step import TrainStep, list_scored
 from tasks.base import stream
 
 D, LAYERS = 64, 4

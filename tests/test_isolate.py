@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import pytest
 
-from arch_bench import answer, isolate, joblog
-from arch_bench.config import ConfigError
+from arch_bench.config.schema import ConfigError
+from arch_bench.runtime import answer, joblog, workers
 
 T = TypeVar("T")
 
@@ -46,37 +46,37 @@ def hang() -> None:
 
 
 def test_the_result_comes_from_another_process() -> None:
-    total, pid = isolate.call(add, 2, 3, time_limit_s=60)
+    total, pid = workers.call(add, 2, 3, time_limit_s=60)
     assert total == 5
     assert pid != os.getpid()
-    assert isolate.call(add, 2, 3, time_limit_s=60)[1] != pid
+    assert workers.call(add, 2, 3, time_limit_s=60)[1] != pid
 
 
 def test_the_parent_alone_hears_what_reaches_the_whole_group() -> None:
     for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR2):
-        assert isolate.call(signal.getsignal, signum, time_limit_s=60) == signal.SIG_IGN, signum
-    assert isolate.call(signal.getsignal, signal.SIGTERM, time_limit_s=60) == signal.SIG_DFL
+        assert workers.call(signal.getsignal, signum, time_limit_s=60) == signal.SIG_IGN, signum
+    assert workers.call(signal.getsignal, signal.SIGTERM, time_limit_s=60) == signal.SIG_DFL
 
 
 def test_an_exception_crosses_over_with_its_traceback() -> None:
     with pytest.raises(ConfigError, match="d_model=3: no") as caught:
-        isolate.call(refuse, time_limit_s=60)
+        workers.call(refuse, time_limit_s=60)
     assert "in refuse" in "".join(caught.value.__notes__)
 
 
 def test_an_exception_that_cannot_be_packed_arrives_as_its_text() -> None:
     with pytest.raises(RuntimeError, match="ValueError: no choices") as caught:
-        isolate.call(hold_a_module, time_limit_s=60)
+        workers.call(hold_a_module, time_limit_s=60)
     assert "in hold_a_module" in caught.value.__notes__[0]
 
 
 def test_a_crash_is_told_by_its_signal() -> None:
-    with pytest.raises(isolate.Crashed, match=r"SIGKILL.*out of memory"):
-        isolate.call(die, signal.SIGKILL, time_limit_s=60)
-    with pytest.raises(isolate.Crashed, match="SIGSEGV"):
-        isolate.call(die, signal.SIGSEGV, time_limit_s=60)
-    with pytest.raises(isolate.Crashed, match="exit code 7"):
-        isolate.call(leave, time_limit_s=60)
+    with pytest.raises(workers.Crashed, match=r"SIGKILL.*out of memory"):
+        workers.call(die, signal.SIGKILL, time_limit_s=60)
+    with pytest.raises(workers.Crashed, match="SIGSEGV"):
+        workers.call(die, signal.SIGSEGV, time_limit_s=60)
+    with pytest.raises(workers.Crashed, match="exit code 7"):
+        workers.call(leave, time_limit_s=60)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +142,9 @@ def fail(kind: str) -> object:
 )
 def test_any_answer_that_cannot_be_carried_is_an_exception(kind: str, words: str) -> None:
     with pytest.raises(Exception, match=f"(?s){words}") as caught:
-        isolate.call(fail, kind, time_limit_s=60)
+        workers.call(fail, kind, time_limit_s=60)
     assert len(str(caught.value)) < 2 * answer.LONGEST
-    assert isolate.call(add, 1, 2, time_limit_s=60)[0] == 3, "the next one runs"
+    assert workers.call(add, 1, 2, time_limit_s=60)[0] == 3, "the next one runs"
 
 
 def leave_a_child(note: str) -> None:
@@ -155,8 +155,8 @@ def leave_a_child(note: str) -> None:
 
 
 def test_what_a_dead_process_forked_is_not_waited_for(tmp_path: Path) -> None:
-    with pytest.raises(isolate.Crashed, match="exit code 7"):
-        isolate.call(leave_a_child, str(tmp_path / "pid"), time_limit_s=60)
+    with pytest.raises(workers.Crashed, match="exit code 7"):
+        workers.call(leave_a_child, str(tmp_path / "pid"), time_limit_s=60)
     grandchild = wait_for(lambda: int((tmp_path / "pid").read_text() or 0) if (tmp_path / "pid").exists() else 0)
     os.kill(grandchild, signal.SIGKILL)
 
@@ -168,9 +168,9 @@ def kill_the_server() -> None:
 
 @pytest.mark.slow
 def test_a_server_that_dies_is_started_again() -> None:
-    with pytest.raises(isolate.Crashed):
-        isolate.call(kill_the_server, time_limit_s=60)
-    assert isolate.call(add, 1, 2, time_limit_s=60)[0] == 3
+    with pytest.raises(workers.Crashed):
+        workers.call(kill_the_server, time_limit_s=60)
+    assert workers.call(add, 1, 2, time_limit_s=60)[0] == 3
 
 
 def flood() -> None:
@@ -182,7 +182,7 @@ def flood() -> None:
 
 def test_a_log_stays_small(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "cell.log"
-    isolate.call(flood, time_limit_s=60, setting=isolate.Setting(log=log))
+    workers.call(flood, time_limit_s=60, setting=workers.Setting(log=log))
     assert joblog.KEPT < log.stat().st_size <= joblog.LARGEST
     assert log.read_text().count("[... cut here") == 1
 
@@ -198,22 +198,22 @@ def leave_when_asked() -> None:
 
 
 def test_a_process_may_end_in_order_when_it_is_asked_to() -> None:
-    with pytest.raises(isolate.Crashed, match="ended by SIGTERM"):
-        isolate.call(leave_when_asked, time_limit_s=60)
+    with pytest.raises(workers.Crashed, match="ended by SIGTERM"):
+        workers.call(leave_when_asked, time_limit_s=60)
 
 
 def test_a_time_limit_ends_the_process() -> None:
-    with pytest.raises(isolate.TimedOut, match=r"stopped after 0\.5 s"):
-        isolate.call(hang, time_limit_s=0.5)
+    with pytest.raises(workers.TimedOut, match=r"stopped after 0\.5 s"):
+        workers.call(hang, time_limit_s=0.5)
 
 
 _PARENT = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from arch_bench import answer, isolate, joblog
+from arch_bench.runtime import answer, joblog, workers
 import test_isolate
 if __name__ == "__main__":
-    isolate.call(getattr(test_isolate, sys.argv[3]), sys.argv[2], time_limit_s=600)
+    workers.call(getattr(test_isolate, sys.argv[3]), sys.argv[2], time_limit_s=600)
 """
 
 
@@ -243,7 +243,7 @@ def test_a_second_ctrl_c_insists(tmp_path: Path) -> None:
         parent.wait(timeout=2)
     assert is_alive(child)
     parent.send_signal(signal.SIGINT)
-    parent.wait(timeout=isolate.GRACE_S / 2)
+    parent.wait(timeout=workers.GRACE_S / 2)
     assert wait_for(lambda: not is_alive(child))
 
 
@@ -271,7 +271,7 @@ def one_dies(rank: int) -> None:
     if rank:
         die(signal.SIGKILL)
     time.sleep(0.5)
-    raise isolate.LostPeer("rank 0 waited in vain")
+    raise workers.LostPeer("rank 0 waited in vain")
 
 
 def one_hangs(rank: int) -> None:
@@ -281,12 +281,12 @@ def one_hangs(rank: int) -> None:
 
 
 def test_several_give_the_answer_of_the_first() -> None:
-    assert isolate.call_together(answer_late, [(0, 0.5), (1, 0.0)], time_limit_s=60) == 0
+    assert workers.call_together(answer_late, [(0, 0.5), (1, 0.0)], time_limit_s=60) == 0
 
 
 def test_the_first_that_fails_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(isolate.Crashed, match=r"rank 1: the process was ended by SIGKILL"):
-        isolate.call_together(one_dies, [(0,), (1,)], time_limit_s=60)
-    monkeypatch.setattr(isolate, "SHORT_S", 0.1)
+    with pytest.raises(workers.Crashed, match=r"rank 1: the process was ended by SIGKILL"):
+        workers.call_together(one_dies, [(0,), (1,)], time_limit_s=60)
+    monkeypatch.setattr(workers, "SHORT_S", 0.1)
     with pytest.raises(ValueError, match="rank 0 knows why"):
-        isolate.call_together(one_hangs, [(0,), (1,)], time_limit_s=60)
+        workers.call_together(one_hangs, [(0,), (1,)], time_limit_s=60)

@@ -17,10 +17,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from test_cli import arch_bench
 
-from arch_bench import sweep
-from arch_bench.config import CONF, HYDRA
-from arch_bench.jobs import MISTAKES, Composer
-from arch_bench.plan import NO_ESTIMATE
+from arch_bench.config.jobs import MISTAKES, Composer
+from arch_bench.config.schema import CONF, HYDRA
+from arch_bench.sweep import sweep
+from arch_bench.sweep.plan import NO_ESTIMATE
 
 AXES = [
     [["seed=0", "seed=1"], ["optim.lr=1e-3", "optim.lr=3e-3"]],

@@ -8,8 +8,9 @@ import pytest
 import torch
 from models import CORE, depth
 
-from arch_bench import kernels, run
-from arch_bench.config import Cell, ConfigError, cell_of, compose, with_kernel
+from arch_bench.cell import run
+from arch_bench.config.schema import Cell, ConfigError, cell_of, compose, with_kernel
+from arch_bench.cost import kernels
 from arch_bench.mixers.recurrent import LSTM
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.results import Row

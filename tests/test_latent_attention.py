@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from arch_bench.config import ConfigError, cell_of, compose
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import ConfigError, cell_of, compose
 from arch_bench.mixers.latent_attention import LatentAttention
-from arch_bench.objects import build
 from arch_bench.positions import rotate, waves
 
 D, H, T, C, R = 32, 4, 12, 10, 6

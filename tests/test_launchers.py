@@ -14,15 +14,16 @@ import pytest
 from cells import cell
 from torch.cuda import is_available
 
-from arch_bench import results, run
+from arch_bench import results
 from arch_bench.backbone import Backbone
-from arch_bench.config import Cell, ConfigError
+from arch_bench.cell import run
+from arch_bench.cell.shape import Shape, Usage, save
+from arch_bench.config.schema import Cell, ConfigError
 from arch_bench.launchers import joblib
 from arch_bench.launchers.base import Done, Job, attempt_silently, run_all
 from arch_bench.launchers.basic import Basic
 from arch_bench.launchers.joblib import MANY, Joblib, per_device
 from arch_bench.results import Outcome, Row
-from arch_bench.shape import Shape, Usage, save
 
 
 def done(launcher: Basic | Joblib, *cells: Cell) -> list[Done]:
@@ -143,7 +144,7 @@ def test_cells_of_one_claim_take_turns_and_the_others_run_side_by_side(
 
 
 def test_how_many_share_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arch_bench.threads.usable_cores", lambda: 24)
+    monkeypatch.setattr("arch_bench.runtime.threads.usable_cores", lambda: 24)
     assert per_device(1, is_gpu=False, pack="auto") == 12
     assert per_device(1, is_gpu=True, pack="auto") == MANY
     assert per_device(4, is_gpu=True, pack="auto") == 3
@@ -175,7 +176,7 @@ def test_threads_of_cpu_cells_do_not_depend_on_how_many_are_left(  # noqa: PLR09
                 assert seat.setting.env.get("CUDA_VISIBLE_DEVICES", "none") in (names or ["none"])
         return Done(job, [])
 
-    monkeypatch.setattr("arch_bench.threads.usable_cores", lambda: 24)
+    monkeypatch.setattr("arch_bench.runtime.threads.usable_cores", lambda: 24)
     monkeypatch.setattr(joblib.isolate, "call", lambda *_, **__: devices)
     monkeypatch.setattr(joblib, "attempt_silently", attempt)
     done(Joblib(pack=4, mps=False), *(cell(tmp_path, isolate=True, seed=i) for i in range(n_jobs)))

@@ -15,12 +15,12 @@ from lightning.pytorch.loggers import CSVLogger
 from models import BACKBONES, CORE, depth, on_cpu
 from torch import Tensor
 
-from arch_bench import lit
-from arch_bench.config import Cell, cell_of, compose
-from arch_bench.data import Blocks, TaskData, cut
-from arch_bench.lit import LitSequence
-from arch_bench.objects import build
-from arch_bench.train_step import TrainStep
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import Cell, cell_of, compose
+from arch_bench.train import module
+from arch_bench.train.data import Blocks, TaskData, cut
+from arch_bench.train.module import LitSequence
+from arch_bench.train.step import TrainStep
 from tasks import windows
 from tasks.base import Split
 from tasks.text import Text
@@ -228,7 +228,7 @@ def test_the_examples_of_a_step_do_not_depend_on_the_device_or_on_how_many_follo
     want = batches([range(40)])
     assert torch.equal(batches(cut(40, 20, 64, torch.device("cuda"))), want)
     assert torch.equal(batches(cut(13, 20, 64, CPU)), want[:13])
-    monkeypatch.setattr("arch_bench.data.MAX_BLOCK", {"cpu": (3, 2**16)})
+    monkeypatch.setattr("arch_bench.train.data.MAX_BLOCK", {"cpu": (3, 2**16)})
     assert torch.equal(batches(cut(40, 20, 64, CPU)), want)
 
 
@@ -257,7 +257,7 @@ def test_validation_is_drawn_once_if_it_is_small(monkeypatch: pytest.MonkeyPatch
     first, second = (list(loader) for _ in range(2))
     assert len(first) > 1
     assert all(a.inputs is b.inputs for a, b in zip(first, second, strict=True))
-    monkeypatch.setattr("arch_bench.data.MAX_KEPT", 0)
+    monkeypatch.setattr("arch_bench.train.data.MAX_KEPT", 0)
     loader = data.val_dataloader()
     third, fourth = (list(loader) for _ in range(2))
     for a, b, c in zip(first, third, fourth, strict=True):
@@ -270,7 +270,7 @@ def test_logits_are_made_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = parts()
     block = next(iter(data.val_dataloader())).map(lambda x: x.flatten(0, 1))
     whole = model._losses(block)
-    monkeypatch.setattr(lit, "MAX_LOGITS", 100)
+    monkeypatch.setattr(module, "MAX_LOGITS", 100)
     for found, expected in zip(model._losses(block), whole, strict=True):
         torch.testing.assert_close(found, expected)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from arch_bench import run
-from arch_bench.config import ConfigError, cell_of, compose
-from arch_bench.objects import build
+from arch_bench.cell import run
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import ConfigError, cell_of, compose
 from tasks.base import IGNORE, stream
 from tasks.masked_text import MaskedText
 from tasks.text import Text

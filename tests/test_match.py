@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from models import BACKBONES, depth, on_cpu
 
-from arch_bench import match, protocol, results, run
-from arch_bench.config import Cell, ConfigError, cell_of, compose
-from arch_bench.objects import build
+from arch_bench import results
+from arch_bench.cell import match, run
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import Cell, ConfigError, cell_of, compose
+from arch_bench.sweep import protocols
 
 
 def cell(name: str, *overrides: str) -> Cell:
@@ -33,7 +35,7 @@ def test_without_a_budget_nothing_changes() -> None:
 
 @pytest.mark.parametrize("d_model", [50, 300])
 def test_whose_parameters_are_the_budget_keeps_its_width(d_model: int) -> None:
-    lstm, mamba = protocol.matched([cell("lstm", f"d_model={d_model}"), cell("mamba", f"d_model={d_model}")])
+    lstm, mamba = protocols.matched([cell("lstm", f"d_model={d_model}"), cell("mamba", f"d_model={d_model}")])
     first, rival = (lstm, mamba) if lstm.match.params == match.n_params(lstm) else (mamba, lstm)
     assert match.matched(first) == (first, first.match.params)
     assert match.matched(rival)[1] == pytest.approx(first.match.params, rel=match.GOOD)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from arch_bench import threads
-from arch_bench.config import ConfigError
-from arch_bench.measure import (
+from arch_bench.config.schema import ConfigError
+from arch_bench.runtime import threads
+from arch_bench.runtime.measure import (
     PeakMemory,
     Stopwatch,
     Timing,
@@ -20,8 +20,8 @@ from arch_bench.measure import (
     time_calls,
     warm_up,
 )
-from arch_bench.precision import pick_precision, set_tf32
-from arch_bench.threads import usable_cores
+from arch_bench.runtime.precision import pick_precision, set_tf32
+from arch_bench.runtime.threads import usable_cores
 
 CPU = torch.device("cpu")
 

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from arch_bench import isolate, module_path
+from arch_bench.runtime import module_path, workers
 
 TRAP = "open('executed', 'a').write(__name__)\nraise SystemExit(3)\n"
 ASK = """
 import sys
-from arch_bench import module_path
+from arch_bench.runtime import module_path
 module_path.settle()
 import numpy, yaml, tasks.base
-from arch_bench import isolate
+from arch_bench.runtime import workers
 import test_module_path
 if __name__ == "__main__":
-    assert isolate.call(test_module_path.late, time_limit_s=60) == "found"
+    assert workers.call(test_module_path.late, time_limit_s=60) == "found"
     print(module_path.clash())
 """
 
@@ -89,4 +89,4 @@ def test_phase_processes_start_no_python_that_looks_into_the_working_directory(
     with module_path.environment():
         assert (os.environ["PYTHONSAFEPATH"], os.environ["PYTHONPATH"]) == ("1", "a")
     assert os.environ["PYTHONPATH"].startswith(os.pathsep)
-    assert isolate.call(len, "ab", time_limit_s=60) == 2
+    assert workers.call(len, "ab", time_limit_s=60) == 2

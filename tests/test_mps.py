@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from arch_bench import mps
+from arch_bench.launchers import mps
 
 FAKE = rf"""#!/bin/sh
 # {mps.CONTROL} in miniature: a daemon that sleeps, its process id where NVIDIA's leaves it
@@ -94,7 +94,9 @@ def test_one_that_will_not_quit_is_killed(trace: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_it_ends_with_a_parent_that_is_killed(trace: Path, how: signal.Signals) -> None:
-    code = "import time; from arch_bench import mps\nwith mps.service(): print('up', flush=True); time.sleep(60)"
+    code = (
+        "import time; from arch_bench.launchers import mps\nwith mps.service(): print('up', flush=True); time.sleep(60)"
+    )
     root = Path(__file__).parent.parent
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root) as parent:
         assert parent.stdout is not None

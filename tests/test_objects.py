@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from arch_bench.config import CONF, ConfigError, cell_of, compose, sweeping_of
-from arch_bench.objects import build, made
-from arch_bench.usage import options
+from arch_bench.config.instantiate import build, made
+from arch_bench.config.schema import CONF, ConfigError, cell_of, compose, sweeping_of
+from arch_bench.config.usage import options
 
 
 def build_all(cfg: DictConfig) -> None:
@@ -121,7 +121,7 @@ NO_MIXER = "needs a class derived from arch_bench.mixers.base.Mixer"
         ("backbone.mixer._target_=sneaky.Plain", f"backbone.mixer._target_=sneaky.Plain: {NO_MIXER}"),
         (
             "protocol._target_=sneaky.Rounds",
-            "protocol._target_=sneaky.Rounds: needs a class derived from arch_bench.pro",
+            "protocol._target_=sneaky.Rounds: needs a class derived from arch_bench.sweep.pro",
         ),
         (
             "launcher._target_=threading.Thread",
@@ -145,7 +145,7 @@ def test_a_target_is_looked_at_before_its_module_runs(
 OWN = """\
 import tasks.recall as recall
 from arch_bench.mixers import attention
-from arch_bench.protocol import Grid
+from arch_bench.sweep.protocols import Grid
 class Pairs(recall.MQAR):
     pass
 class Mine(attention.Attention):

@@ -20,15 +20,17 @@ import pytest
 from optuna.storages.journal import JournalFileOpenLock
 from optuna.trial import TrialState
 
-from arch_bench import journal, report, results, run
-from arch_bench.claim import claimed
-from arch_bench.config import Cell, ConfigError, Trial, cell_of, compose
-from arch_bench.optuna_search import Optuna
-from arch_bench.protocol import Round
+from arch_bench import report, results
+from arch_bench.cell import run
+from arch_bench.cell.claim import claimed
+from arch_bench.cell.shape import Shape, row_path
+from arch_bench.config.schema import Cell, ConfigError, Trial, cell_of, compose
 from arch_bench.report import learning_rates, search_table, tables
 from arch_bench.report.study import Study
 from arch_bench.results import Row, Status
-from arch_bench.shape import Shape, row_path
+from arch_bench.sweep.protocols import Round
+from arch_bench.sweep.search import Optuna
+from arch_bench.train import journal
 
 RATES = {"optim.lr": [1e-4, 0.1, "log"]}
 Objective = Callable[[Cell], float | Status]

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from cells import cell, row
 
-from arch_bench import match, results
-from arch_bench.config import Cell, cell_of, compose
-from arch_bench.plan import Plan, duration, plan
-from arch_bench.run import final
-from arch_bench.shape import row_path
+from arch_bench import results
+from arch_bench.cell import match
+from arch_bench.cell.run import final
+from arch_bench.cell.shape import row_path
+from arch_bench.config.schema import Cell, cell_of, compose
+from arch_bench.sweep.plan import Plan, duration, plan
 
 
 def put(one: Cell, kind: str = "quality", **outcome: object) -> Path:
@@ -79,7 +80,7 @@ def test_what_a_task_or_a_backbone_refuses_is_told_with_the_plan_and_asked_once(
         "task=mqar: seq_len=16 is too short for task.n_pairs=5: needs seq_len >= 4 * n_pairs = 20",
         "backbone=transformer: backbone.mixer.n_heads=3 must divide d_model=16",
     ]
-    monkeypatch.setattr("arch_bench.plan.made", None)
+    monkeypatch.setattr("arch_bench.sweep.plan.made", None)
     assert not plan([cell(tmp_path, seed=2), cell(tmp_path, lr=0.5)], []).mistakes
     put(long)
     assert not plan([long], []).mistakes, "what is done is not asked"

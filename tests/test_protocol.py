@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from cells import cell, row
 
-from arch_bench import match
-from arch_bench.config import Cell, ConfigError, compose, sweeping_of
-from arch_bench.match import n_params
-from arch_bench.objects import made
-from arch_bench.protocol import Answers, Fair, Grid, Quick, Round, matched
+from arch_bench.cell import match
+from arch_bench.cell.match import n_params
+from arch_bench.config.instantiate import made
+from arch_bench.config.schema import Cell, ConfigError, compose, sweeping_of
 from arch_bench.results import Row
+from arch_bench.sweep.protocols import Answers, Fair, Grid, Quick, Round, matched
 
 HERE = Path("unused")
 BASE = 1e-2

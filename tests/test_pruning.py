@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from optuna.trial import TrialState
 
-from arch_bench import journal
-from arch_bench.config import Cell, Trial, cell_of, compose
-from arch_bench.guard import Pruned
-from arch_bench.pruning import Pruning
-from arch_bench.team import SOLO
+from arch_bench.config.schema import Cell, Trial, cell_of, compose
+from arch_bench.runtime.outcome import Pruned
+from arch_bench.train import journal
+from arch_bench.train.pruning import Pruning
+from arch_bench.train.team import SOLO
 
 
 def validated(callback: Pruning, step: int, loss: float, *, is_fitting: bool = True) -> None:

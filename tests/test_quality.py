@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from arch_bench import results
-from arch_bench.config import Cell, cell_of, compose
-from arch_bench.lit import bytes_per_token_of
-from arch_bench.objects import build
-from arch_bench.run import run_cell
+from arch_bench.cell.run import run_cell
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import Cell, cell_of, compose
+from arch_bench.train.module import bytes_per_token_of
 from tasks.base import stream
 
 CPU = torch.device("cpu")

@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 from test_cli import interrupted
 
-from arch_bench import results, run
-from arch_bench.config import Cell, ConfigError, cell_of, compose
+from arch_bench import results
+from arch_bench.cell import run
+from arch_bench.cell.run import settle
+from arch_bench.cell.shape import Shape, Usage, save
+from arch_bench.config.schema import Cell, ConfigError, cell_of, compose
 from arch_bench.launchers import base
 from arch_bench.launchers import ray as ours
 from arch_bench.launchers.base import Crowded, Done, Job
@@ -22,8 +25,6 @@ from arch_bench.launchers.joblib import Joblib
 from arch_bench.launchers.ray import Ray, Share, check, seating
 from arch_bench.launchers.submitit import Submitit
 from arch_bench.results import Outcome, Row
-from arch_bench.run import settle
-from arch_bench.shape import Shape, Usage, save
 
 NODES = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 16.0}]
 TINY = [

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import pytest
 from test_report import everything, failure, row, score
 
-from arch_bench import row_line
+from arch_bench.cell import progress
 from arch_bench.report import build, learning_rates, plots, rate_panels, summary, tables
 from arch_bench.report.findings import findings
 from arch_bench.report.provenance import provenance
@@ -154,5 +154,5 @@ def test_a_regression_is_chosen_by_its_squared_error(tmp_path: Path) -> None:
 
 
 def test_a_finished_scan_has_a_line_in_the_terminal() -> None:
-    assert row_line.line(tried(0.001, 0.41)).endswith("val_loss_nats 0.41 after 2,000 steps, 3.2 s")
-    assert "diverged: too <big>" in row_line.line(tried(0.1, None))
+    assert progress.line(tried(0.001, 0.41)).endswith("val_loss_nats 0.41 after 2,000 steps, 3.2 s")
+    assert "diverged: too <big>" in progress.line(tried(0.1, None))

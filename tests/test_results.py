@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from arch_bench import files, results
-from arch_bench.config import cell_of, compose
-from arch_bench.results import Row
+from arch_bench import results
+from arch_bench.config.schema import cell_of, compose
+from arch_bench.results import Row, files
 
 
 def row(**changes: Any) -> Row:

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from arch_bench import isolate, results, run
-from arch_bench.config import Cell, ConfigError, cell_of, compose
-from arch_bench.guard import Diverged, guarded
+from arch_bench import results
+from arch_bench.cell import run
+from arch_bench.cell.shape import Shape, Usage, row_path, save
+from arch_bench.config.schema import Cell, ConfigError, cell_of, compose
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.results import Outcome, Row
-from arch_bench.shape import Shape, Usage, row_path, save
+from arch_bench.runtime import workers
+from arch_bench.runtime.outcome import Diverged, guarded
 
 TINY = [
     "logger=none",
@@ -281,7 +283,7 @@ def _end_by_length(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
 
 
 def test_whatever_ends_a_child_the_next_shape_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolate, "call", partial(_call_instead, isolate.call))
+    monkeypatch.setattr(workers, "call", partial(_call_instead, workers.call))
     overrides = ["isolate=true", "phases=[speed]", "speed.lengths=[16,24,32,40]", "time_limit_s=10"]
     rows = measured(tiny(tmp_path, *overrides))
     assert [row.status for row in rows] == ["crashed", "timeout", "oom", "ok"], [row.reason for row in rows]
@@ -352,7 +354,7 @@ def test_a_measurement_outlives_a_worse_one(tmp_path: Path, monkeypatch: pytest.
     shape = Shape("decode", [16])
 
     def late(*_: Any, **__: Any) -> list[Row]:
-        raise isolate.TimedOut("stopped after 0.01 s")
+        raise workers.TimedOut("stopped after 0.01 s")
 
     monkeypatch.setattr(run, "run_shape", late)
     (row,) = measured(cell.model_copy(update={"rerun": True}))

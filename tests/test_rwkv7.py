@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from arch_bench.config import cell_of, compose
+from arch_bench.config.schema import cell_of, compose
 from arch_bench.mixers.rwkv7 import RWKV7
 from arch_bench.ops.generalised_delta_rule import CHUNK, Inputs, generalised_delta_rule, generalised_delta_rule_step
-from arch_bench.optimizer import make_optimizer
+from arch_bench.train.optimizer import make_optimizer
 
 B, H, K, V, D = 2, 3, 8, 5, 16
 

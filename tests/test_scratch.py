@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from arch_bench import scratch
+from arch_bench.runtime import scratch
 
 HOLD = """
 import sys, time
-from arch_bench import scratch
+from arch_bench.runtime import scratch
 with scratch.folder() as folder:
     print(folder, flush=True)
     time.sleep(600)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from cells import cell, row
 
-from arch_bench import run
-from arch_bench.config import Cell
+from arch_bench.cell import run
+from arch_bench.cell.run import Seat
+from arch_bench.cell.shape import Shape, Usage, save
+from arch_bench.config.schema import Cell
 from arch_bench.launchers.seats import HEADROOM, Device, Seats
 from arch_bench.results import Outcome, Row, Status, load
-from arch_bench.run import Seat
-from arch_bench.shape import Shape, Usage, save
 
 GIB = 2**30
 SHAPE = Shape("quality", [16])

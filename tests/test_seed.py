@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from arch_bench import quality
-from arch_bench.config import ConfigError, cell_of, compose
-from arch_bench.objects import build
-from arch_bench.seed import narrow
-from arch_bench.team import SOLO
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import ConfigError, cell_of, compose
+from arch_bench.runtime.seed import narrow
+from arch_bench.train import fit
+from arch_bench.train.team import SOLO
 
 LARGE = [1 << 32, (1 << 32) + 1, 1 + (1 << 40), 1 + (1 << 41), (1 << 63) - 1]
 
@@ -18,7 +18,7 @@ LARGE = [1 << 32, (1 << 32) + 1, 1 + (1 << 40), 1 + (1 << 41), (1 << 63) - 1]
 def weights(seed: int) -> Tensor:
     small = ["backbone=lstm", "d_model=8", "n_layers=1", "task.vocab_size=32", "logger=none", "device=cpu"]
     cell = cell_of(compose([*small, "precision=fp32", f"seed={seed}"]))
-    step = quality._step(cell, build(cell, "task"), torch.device("cpu"), SOLO)
+    step = fit._step(cell, build(cell, "task"), torch.device("cpu"), SOLO)
     return torch.cat([parameter.detach().flatten() for parameter in step.backbone.parameters()])
 
 

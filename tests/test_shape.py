@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from cells import cell
 
-from arch_bench import results, run
-from arch_bench.config import Cell
+from arch_bench import results
+from arch_bench.cell import run
+from arch_bench.cell.shape import Shape, Usage, save
+from arch_bench.config.schema import Cell
 from arch_bench.results import Outcome, Row
-from arch_bench.shape import Shape, Usage, save
 
 ALL = ["phases=[decode,quality]", "eval_scales=[1,2]"]
 

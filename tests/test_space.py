@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from arch_bench.config import ConfigError, compose, sweeping_of
-from arch_bench.objects import made
-from arch_bench.space import Choice, Range, parsed, shown
+from arch_bench.config.instantiate import made
+from arch_bench.config.schema import ConfigError, compose, sweeping_of
+from arch_bench.sweep.space import Choice, Range, parsed, shown
 
 
 def test_a_list_that_ends_in_a_scale_is_a_range_and_any_other_is_values() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from arch_bench import gate, speed
-from arch_bench.config import Cell, cell_of, compose
-from arch_bench.measure import PeakMemory
+from arch_bench.config.schema import Cell, cell_of, compose
+from arch_bench.cost import check, speed
 from arch_bench.ops.kernel import Unsupported
+from arch_bench.runtime.measure import PeakMemory
 
 SMALL = ["logger=none", "d_model=16", "n_layers=1", "task.n_pairs=2", "task.vocab_size=64", "speed.n_steps=3"]
 
@@ -49,7 +49,7 @@ def test_a_scan_counts_apart(tmp_path: Path) -> None:
 
 
 def test_a_wrong_kernel_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(gate.ALLOWED, "fp32", -1.0)
+    monkeypatch.setitem(check.ALLOWED, "fp32", -1.0)
     with pytest.raises(Unsupported, match="off its reference"):
         measured(tmp_path)
 

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from test_checkpoint import contents
 
-from arch_bench import isolate, results
-from arch_bench.config import ConfigError, cell_of, compose, sweeping_of
+from arch_bench import results
+from arch_bench.config.instantiate import made
+from arch_bench.config.schema import ConfigError, cell_of, compose, sweeping_of
 from arch_bench.launchers.base import Done, Job, Launcher
 from arch_bench.launchers.joblib import Joblib
 from arch_bench.launchers.submitit import Batch, _why
-from arch_bench.objects import made
+from arch_bench.runtime import workers
 
 TINY = [
     *("logger=none", "device=cpu", "seq_len=16", "d_model=16", "n_layers=1", "phases=[quality]", "eval_scales=[1]"),
@@ -98,7 +99,7 @@ class Two(Launcher):
     def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
         for one in list(reversed(jobs))[:2]:
             yield Done(one, [], lines=(one.label,))
-        raise isolate.Interrupted
+        raise workers.Interrupted
 
 
 @pytest.fixture
@@ -107,16 +108,16 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
-    isolate._is_interrupted.clear()
+    workers._is_interrupted.clear()
 
 
 def test_a_job_that_is_queued_again_has_left_what_it_has_not_done(tmp_path: Path, signals: None) -> None:
     jobs = [job(tmp_path, f"seed={seed}") for seed in (0, 1, 2)]
     batch = Batch(jobs, Two())
-    with pytest.raises(isolate.Interrupted):
+    with pytest.raises(workers.Interrupted):
         batch()
     again = pickle.loads(pickle.dumps(batch.checkpoint().function))
-    with pytest.raises(isolate.Interrupted):
+    with pytest.raises(workers.Interrupted):
         again()
     assert [done.job.label for done in again._done] == ["seed 2", "seed 1", "seed 0"]
     assert again.jobs == jobs

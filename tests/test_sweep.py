@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 from cells import TINY
 
-from arch_bench import claim, cli, files, isolate, report, results, run, sweep
-from arch_bench.config import Cell, compose
-from arch_bench.plan import NO_ESTIMATE
-from arch_bench.results import Outcome, Row
-from arch_bench.shape import Shape, Usage, save
-from arch_bench.sweep import Sweep
+from arch_bench import cli, report, results
+from arch_bench.cell import claim, run
+from arch_bench.cell.shape import Shape, Usage, save
+from arch_bench.config.schema import Cell, compose
+from arch_bench.results import Outcome, Row, files
+from arch_bench.runtime import workers
+from arch_bench.sweep import sweep
+from arch_bench.sweep.plan import NO_ESTIMATE
+from arch_bench.sweep.sweep import Sweep
 
 FAIR = ["protocol=fair", "protocol.n_rates=3", "protocol.max_extensions=1", "protocol.match=false", "optim.lr=1e-2"]
 
@@ -264,7 +267,7 @@ def test_a_report_that_cannot_be_written_costs_a_line(
 @pytest.fixture
 def signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a terminal; they end this process never."""
-    monkeypatch.setattr(isolate, "interrupt", lambda: None)  # of all calls that this process will ever make
+    monkeypatch.setattr(workers, "interrupt", lambda: None)  # of all calls that this process will ever make
     every = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(each, lambda *_: None) for each in every]
     yield

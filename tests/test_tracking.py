@@ -17,12 +17,15 @@ from typing import Any
 import pytest
 import torch
 
-from arch_bench import environment, isolate, quality, results, run, tracking
-from arch_bench.config import Cell, ConfigError, Logger, cell_of, compose
-from arch_bench.optimizer import rate_factor
+from arch_bench import results, tracking
+from arch_bench.cell import run
+from arch_bench.cell.run import final
+from arch_bench.cell.shape import Shape, Usage, run_shape, to_row
+from arch_bench.config.schema import Cell, ConfigError, Logger, cell_of, compose
 from arch_bench.results import Outcome, Row
-from arch_bench.run import final
-from arch_bench.shape import Shape, Usage, run_shape, to_row
+from arch_bench.runtime import environment, workers
+from arch_bench.train import fit
+from arch_bench.train.optimizer import rate_factor
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what W&B's own imports warn of
 
@@ -208,7 +211,7 @@ def test_names_of_any_length_are_tracked(tmp_path: Path) -> None:
 def test_an_interrupted_training_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = tiny(tmp_path, "phases=[quality]", "eval_scales=[1]", "backbone=lstm")
     with monkeypatch.context() as patch:
-        patch.setattr(quality.Watch, "on_validation_end", lambda *_: signal.raise_signal(signal.SIGTERM))
+        patch.setattr(fit.Watch, "on_validation_end", lambda *_: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(SystemExit):
             measured(cell)
     (row,) = measured(cell)
@@ -276,7 +279,7 @@ def test_lengths_measured_later_are_tracked_too(tmp_path: Path) -> None:
 def test_what_is_tried_again_has_no_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(cell: Cell, shape: Shape, earlier: list[Row]) -> list[Row]:
         if shape.kind == "quality" or shape.lengths == [64]:
-            raise isolate.TimedOut("too long")
+            raise workers.TimedOut("too long")
         return run_shape(cell, shape, earlier)
 
     with monkeypatch.context() as patch:

@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from models import BACKBONES, depth, on_cpu
 from torch._dynamo.utils import counters
 
-from arch_bench import train_step
 from arch_bench.backbone import Backbone
-from arch_bench.config import ConfigError, Optim, cell_of, compose
-from arch_bench.objects import build
+from arch_bench.config.instantiate import build
+from arch_bench.config.schema import ConfigError, Optim, cell_of, compose
 from arch_bench.ops import generalised_delta_rule
 from arch_bench.ops.kernel import Unsupported
 from arch_bench.ops.linear_cross_entropy import choose_loss_kernel, linear_cross_entropy, obstacles
-from arch_bench.optimizer import make_optimizer, rate_factor
-from arch_bench.train_step import TrainStep, list_scored, pick_step, scored_hidden, scored_loss
+from arch_bench.train import step as train_step
+from arch_bench.train.optimizer import make_optimizer, rate_factor
+from arch_bench.train.step import TrainStep, list_scored, pick_step, scored_hidden, scored_loss
 from tasks.base import IGNORE, Batch, stream
 
 CPU = torch.device("cpu")

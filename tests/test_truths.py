@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from arch_bench import run
-from arch_bench.config import cell_of, compose
+from arch_bench.cell import run
+from arch_bench.config.schema import cell_of, compose
 from arch_bench.results import Row
 
 pytestmark = pytest.mark.slow

@@ -10,13 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from arch_bench import claim
-from arch_bench.complaint import one_line
-from arch_bench.config import Cell, ConfigError
+from arch_bench.cell import claim
+from arch_bench.cell.progress import line
+from arch_bench.cell.run import Seating, abandon, anywhere, final, is_done, logged, run_cell, settle
+from arch_bench.cell.shape import Shape, Usage, to_row
+from arch_bench.config.errors import one_line
+from arch_bench.config.schema import Cell, ConfigError
 from arch_bench.results import FULL, Outcome, Row, Unsaved, claim_path
-from arch_bench.row_line import line
-from arch_bench.run import Seating, abandon, anywhere, final, is_done, logged, run_cell, settle
-from arch_bench.shape import Shape, Usage, to_row
 
 
 class Job(NamedTuple):

@@ -9,11 +9,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
-from arch_bench import isolate, mps
-from arch_bench.config import ConfigError
+from arch_bench.config.schema import ConfigError
+from arch_bench.launchers import mps
 from arch_bench.launchers.base import Done, Job, Launcher, attempt_silently, check_isolated, engine
 from arch_bench.launchers.seats import Device, Seats
 from arch_bench.results import load
+from arch_bench.runtime import workers
 
 MANY = 8
 """Cells on one GPU, at most, when nobody says how many: by MPS an H200 gave 8 small ones 1.15 times the steps of one,
@@ -41,7 +42,7 @@ class Joblib(Launcher):
             return
         check_isolated("joblib", jobs)
         joblib = engine("joblib", "joblib")
-        devices = isolate.call(devices_of, jobs[0].cell.device, time_limit_s=120)
+        devices = workers.call(devices_of, jobs[0].cell.device, time_limit_s=120)
         is_gpu = "CUDA_VISIBLE_DEVICES" in devices[0].env
         most = max(job.cell.trainer.devices for job in jobs)
         if is_gpu and most > 1:
@@ -61,7 +62,7 @@ class Joblib(Launcher):
                     seats.learn(done.rows)
                     yield done
             except BaseException:
-                isolate.interrupt()
+                workers.interrupt()
                 raise
 
     @contextmanager
@@ -81,7 +82,7 @@ def devices_of(name: str) -> list[Device]:
     """The devices of that kind with their memory; in a process of its own, for looking at a GPU takes some."""
     import torch
 
-    from arch_bench.measure import pick_device
+    from arch_bench.runtime.measure import pick_device
 
     if pick_device(name).type != "cuda":
         return [Device({}, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
@@ -93,7 +94,7 @@ def devices_of(name: str) -> list[Device]:
 
 def per_device(n_devices: int, *, is_gpu: bool, pack: int | Literal["auto"]) -> int:
     """Cells at the same time on each device."""
-    from arch_bench.threads import usable_cores
+    from arch_bench.runtime.threads import usable_cores
 
     if pack != "auto":
         return pack
@@ -109,6 +110,6 @@ def _allotted(device: Device, env: Mapping[str, str], n_sharing: int, n_devices:
 
 def _threads(n: int) -> dict[str, str]:
     """Those of one process of n; alone it takes what it takes under any launcher."""
-    from arch_bench.threads import usable_cores
+    from arch_bench.runtime.threads import usable_cores
 
     return {} if n == 1 else {"ARCH_BENCH_THREADS": str(max(1, usable_cores() // n))}

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from arch_bench import scratch
-from arch_bench.config import Cell, ConfigError
-from arch_bench.isolate import GRACE_S, Setting
+from arch_bench.cell.run import TIMED, Seat, Seating, log_path
+from arch_bench.cell.shape import Shape
+from arch_bench.config.schema import Cell, ConfigError
 from arch_bench.launchers.base import Crowded, Done, Job, Launcher, attempt_silently, check_isolated, engine, lost
-from arch_bench.run import TIMED, Seat, Seating, log_path
-from arch_bench.shape import Shape
+from arch_bench.runtime import scratch
+from arch_bench.runtime.workers import GRACE_S, Setting
 
 GLANCE_S = 0.2
 """How often to look for results. A signal that meets Ray's own waiting might be lost in it."""

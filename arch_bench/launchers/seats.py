@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-from arch_bench.config import Cell
-from arch_bench.isolate import Setting
+from arch_bench.cell.run import TIMED, Seat, log_path
+from arch_bench.cell.shape import Shape
+from arch_bench.config.schema import Cell
 from arch_bench.results import Row
-from arch_bench.run import TIMED, Seat, log_path
-from arch_bench.shape import Shape
+from arch_bench.runtime.workers import Setting
 
 RESERVE = 0.05
 """Share of a device's memory that is given to nobody: allocators round up."""

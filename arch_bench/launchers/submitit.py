@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from arch_bench import isolate
-from arch_bench.claim import LEASE_S
-from arch_bench.config import ConfigError
+from arch_bench.cell.claim import LEASE_S
+from arch_bench.config.schema import ConfigError
 from arch_bench.launchers.base import Done, Job, Launcher, check_isolated, engine, lost, run_all
+from arch_bench.runtime import workers
 
 POLL_S = {"slurm": 5.0, "local": 0.5}
 """How often to look for answers."""
@@ -161,13 +161,13 @@ class Batch:
     def checkpoint(self) -> Any:
         """submitit asks for this at its signal, and then has it run in another job."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the queue sends next
-        isolate.end_all()
+        workers.end_all()
         return engine("submitit", "submitit").helpers.DelayedSubmission(self)
 
 
 def _make_way(*_: Any) -> None:
     """Preempted or cancelled: save, and wait to be killed, or for submitit's own signal."""
-    isolate.end_all()
+    workers.end_all()
     if "SLURM_JOB_ID" in os.environ:
         time.sleep(PATIENCE_S)
     sys.exit(128 + signal.SIGTERM)

@@ -16,7 +16,6 @@ from typing import Any
 
 import jinja2
 
-from arch_bench.files import sweep_up, whole
 from arch_bench.report import (
     cost_tables,
     dials,
@@ -43,6 +42,7 @@ from arch_bench.report.study import Study
 from arch_bench.report.style import SVG_DASHES, SVG_SHAPES, Style
 from arch_bench.report.tradeoffs import Tradeoff
 from arch_bench.results import Row
+from arch_bench.results.files import sweep_up, whole
 
 MOST_LETTERS = 120
 """Of the name of a folder."""

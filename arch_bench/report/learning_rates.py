@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from arch_bench import learning_rate
 from arch_bench.report import dials, metrics, units
 from arch_bench.report.metrics import Metric
 from arch_bench.report.study import Group, Point, Study, number, over_seeds
 from arch_bench.report.tables import NOTHING, Cell, Table, build, score_text
 from arch_bench.results import Row
+from arch_bench.sweep import rates as learning_rate
 
 MOST_TOLD = 3
 """Scans in one sentence."""

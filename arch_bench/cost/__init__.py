@@ -1,0 +1,1 @@
+"""Costs of one cell: a training step, decoding, single kernels."""

@@ -1,0 +1,147 @@
+"""NVIDIA's multi-process service (MPS): processes that share a GPU run on it side by side, rather than in turns.
+
+The service is a daemon of its own. It is started in a temporary folder, for the processes that get its environment,
+and no setting of the GPU is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from arch_bench.runtime import scratch
+
+CONTROL = "nvidia-cuda-mps-control"
+_ANSWER_S = 5.0
+"""Seconds within which the daemon starts, or answers."""
+_END_S = 30.0
+"""Seconds within which it is gone: it is asked, and killed after about 20."""
+
+_WATCHER = f"""
+read -r _
+timeout 15 sh -c 'echo "quit -t 5" | {CONTROL}' >/dev/null 2>&1
+pid=$(cat "$CUDA_MPS_PIPE_DIRECTORY/{CONTROL}.pid" 2>/dev/null)
+if [ -n "$pid" ]; then
+    for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 "$pid" 2>/dev/null || break; sleep 0.3; done
+    grep -qs {CONTROL} "/proc/$pid/cmdline" && kill -9 "$pid"
+fi
+rm -rf "$0"
+"""
+"""Waits for a line, or for the end of its input, which comes when its parent dies, however that dies; then ends MPS."""
+
+
+class Unavailable(Exception):
+    """MPS could not be started; the message says why."""
+
+
+def obstacle() -> str:
+    """Why MPS cannot be started here; empty when nothing speaks against it. Starting may fail all the same."""
+    if shutil.which(CONTROL) is None:
+        return f"no {CONTROL} on PATH that may be run"
+    if _answers(os.environ.copy()):
+        return "an MPS daemon runs already, and every process is its client"
+    return ""
+
+
+@contextmanager
+def service() -> Iterator[dict[str, str]]:
+    """Run MPS within the block, and yield the variables that make a process its client.
+
+    They are set in this process too, for the children that it starts within. A process that exists already, a
+    forkserver's children among them, must set them before it first touches CUDA. When the block ends, the daemon ends,
+    with what clients it has left; and so it does when this process dies, by whatever signal.
+
+    Raises Unavailable.
+    """
+    if why := obstacle():
+        raise Unavailable(why)
+    folder = Path(tempfile.mkdtemp(prefix="mps-", dir=scratch.short()))  # sockets will be in it
+    ours = {"CUDA_MPS_PIPE_DIRECTORY": str(folder / "pipe"), "CUDA_MPS_LOG_DIRECTORY": str(folder / "log")}
+    for name in ours.values():
+        Path(name).mkdir()
+    before = {name: os.environ.get(name) for name in ours}
+    watcher = _watch(folder, os.environ | ours)
+    try:
+        _start(folder, os.environ | ours)
+        os.environ.update(ours)
+        yield ours
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        _release(watcher)
+
+
+def _watch(folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """In a session of its own: what a terminal sends to a whole group does not reach it."""
+    command = ["sh", "-c", _WATCHER, str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
+
+
+def _release(watcher: subprocess.Popen[bytes]) -> None:
+    """A line, not the pipe's end: a forked child may hold the pipe open."""
+    try:
+        watcher.communicate(b"\n", timeout=_END_S)
+    except subprocess.TimeoutExpired:
+        watcher.kill()
+        watcher.communicate()
+
+
+def _start(folder: Path, environment: dict[str, str]) -> None:
+    said = folder / "start"  # a file: the daemon keeps what it is given open, and a pipe would never end
+    with said.open("wb") as output:
+        try:
+            done = subprocess.run(
+                [CONTROL, "-d"],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                timeout=_ANSWER_S,
+                start_new_session=True,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise Unavailable(f"{CONTROL} -d: {error}") from error
+    if done.returncode:
+        text = said.read_text(errors="replace").strip() or f"exit code {done.returncode}"
+        raise Unavailable(f"{CONTROL} -d: {text.splitlines()[0]}")
+    deadline = time.monotonic() + _ANSWER_S
+    while not _answers(environment):
+        if time.monotonic() > deadline:
+            raise Unavailable(f"{CONTROL} -d: no answer within {_ANSWER_S:g} s")
+        time.sleep(0.1)
+
+
+def n_clients() -> int:
+    """Processes that are clients of the service now, of every user's server."""
+    servers = (_ask("get_server_list", os.environ.copy()) or "").split()
+    return sum(len((_ask(f"get_client_list {server}", os.environ.copy()) or "").split()) for server in servers)
+
+
+def _answers(environment: dict[str, str]) -> bool:
+    """Whether a daemon listens in the folder that the environment names, or in the usual one."""
+    return _ask("get_server_list", environment) is not None
+
+
+def _ask(command: str, environment: dict[str, str]) -> str | None:
+    """What the daemon answers; None when none does."""
+    try:
+        done = subprocess.run(
+            [CONTROL],
+            input=f"{command}\n",
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_ANSWER_S,
+            check=False,
+            text=True,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,1 @@
+"""Processes, devices, precision and what else a measurement runs on."""

@@ -1,0 +1,1 @@
+"""The cells of one command: protocols, searches, the plan."""

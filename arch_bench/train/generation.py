@@ -1,0 +1,56 @@
+"""Greedy generation: a model reads a prompt, then goes on with its own tokens, one step at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from arch_bench.backbone import Backbone
+from arch_bench.mixers.base import State, tensors
+from arch_bench.runtime.decoder import Decoder, EagerDecoder, GraphDecoder
+from arch_bench.train.step import Scored
+from tasks.base import IGNORE
+
+
+def is_right(backbone: Backbone, batch: Scored, n_prompt: int) -> Tensor:
+    """Whether each scored token is generated as it should be: (batch, n_scored), False where there is no target.
+
+    The model is given the first `n_prompt` tokens and never sees the right answer, unlike under teacher forcing: it
+    goes on from its own mistakes. Raises Unsupported when the backbone does not decode.
+    """
+    n_tokens = batch.inputs.shape[1] - n_prompt + 1
+    written = generate(backbone, batch.inputs[:, :n_prompt], n_tokens)
+    positions = batch.positions
+    if positions is None:
+        positions = torch.arange(batch.targets.shape[1], device=written.device).expand_as(batch.targets)
+    found = written.gather(1, (positions - (n_prompt - 1)).clamp(min=0))
+    return (found == batch.targets) & (batch.targets != IGNORE)
+
+
+@torch.no_grad()
+def generate(backbone: Backbone, prompt: Tensor, n_tokens: int) -> Tensor:
+    """The likeliest token after a prompt (batch, n_prompt), then the likeliest after that: (batch, n_tokens).
+
+    On CUDA a step is the replay of one graph, where the backbone can be captured. Raises Unsupported.
+    """
+    state = backbone.init_state(len(prompt), prompt.shape[1] + n_tokens - 1)  # the last token is not read again
+    logits, state = backbone.prefill(prompt, state)
+    written = [logits.argmax(-1)]
+    decode = _decoder(backbone, state, written[0])
+    while len(written) < n_tokens:
+        written.append(decode(written[-1]).argmax(-1))
+    return torch.stack(written, 1)
+
+
+def _decoder(backbone: Backbone, state: State, token: Tensor) -> Decoder:
+    if not token.is_cuda:
+        return EagerDecoder(backbone, state)
+    before = [leaf.clone() for leaf in tensors(state)]
+    try:
+        graph = GraphDecoder(backbone, state, token)
+    except RuntimeError:
+        return EagerDecoder(backbone, state)
+    finally:
+        for leaf, value in zip(tensors(state), before, strict=True):  # capturing has written to it
+            leaf.copy_(value)
+    return graph
