@@ -85,6 +85,15 @@ def test_a_sweep_prints_each_cell_and_writes_its_report(tmp_path: Path) -> None:
     assert (tmp_path / "results" / "adhoc" / "report.md").exists()
 
 
+def test_a_single_cell_ends_with_its_table_and_where_its_rows_are(tmp_path: Path) -> None:
+    done = arch_bench(*TINY, "backbone=lstm", cwd=tmp_path)
+    (row,) = (tmp_path / "results" / "rows").iterdir()
+    *table, _, last = done.stdout.splitlines()
+    assert [line.split()[0] for line in table[-4:]] == ["scores", "------", "mqar", "lstm"]
+    assert last == f"rows: results/rows/{row.name.partition('-')[0]}-*.json"
+    assert not (tmp_path / "results" / "adhoc").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
