@@ -14,8 +14,8 @@ MOST_CONTENDERS, MOST_LENGTHS, MOST_TABLES = 10, 4, 8
 NOTE = (
     "Row minus column: the difference of the means over seeds, and its 95 % interval by Welch's t, which stands for "
     "one pair alone. *: the pair differs by Welch's t test with Holm's correction for all pairs of the table, so that "
-    "at most 5 % of such tables of equal contenders have any star; by the same test with the spread of all contenders "
-    "at that length; by an exact permutation test of them all; and by more than what counts as level."
+    "at most 5 % of such tables of equal contenders have any star; by the same test with the spread also of those "
+    "whose seeds score like both; by an exact permutation test of them all; and by more than what counts as level."
 )
 Verdicts = Mapping[int, np.ndarray]
 """Tested length -> a p-value for each pair of contenders, adjusted for all pairs of all lengths."""

@@ -17,11 +17,11 @@ METHOD = (
     "Rows that did not end well give no value; they are crosses beyond the worst value and lines in a table. "
     "Seeds that diverged count against the share that solved a task.",
     "A sentence that one scores best, is last or is ahead of another needs a difference by Welch's t test with Holm's "
-    "correction for all pairs of its task and for the tasks told of, by the same test with the spread of all "
-    "contenders, and by an exact permutation test of all contenders of the task (which two with three seeds cannot "
-    f"reach). Of studies whose contenders are equal, at most {100 * stats.LEVEL:.0f} % state any such difference; "
-    f"under {stats.LEAST_SEEDS} seeds none is stated. Scores within 1 point (0.01 bits per byte), or of trainings "
-    "that all stopped because they had reached trainer.stop_at, are level.",
+    "correction for all pairs of its task and for the tasks told of, by the same test with the spread also of those "
+    "whose seeds score like both, and by an exact permutation test of all contenders of the task (which two with three "
+    f"seeds cannot reach). Of studies whose contenders are equal, at most {100 * stats.LEVEL:.0f} % state any such "
+    f"difference; under {stats.LEAST_SEEDS} seeds none is stated. Scores within 1 point (0.01 bits per byte), or of "
+    "trainings that all stopped because they had reached trainer.stop_at, are level.",
     "Shares of seeds that solve a task are compared by Fisher's exact test, also with Holm's correction. Three seeds "
     "against three never differ by it: 3/3 against 0/3 has p = 0.10.",
     "A learning rate is chosen by the lowest validation loss of a scan (of trainings that stop early, by the fewest "

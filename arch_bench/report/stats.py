@@ -21,6 +21,9 @@ N_PERMUTATIONS = 9_999
 HUMP_GAP, HUMP_RATIO = 0.25, 4.0
 """Scores (shares) have two humps where they leave a gap this wide, and this many times wider than all else."""
 
+HUMP_WIDTH = 4.0
+"""Standard deviations from a mean within which another's seed scores like it."""
+
 
 def interval(
     values: Sequence[float] | np.ndarray, low: float = -math.inf, high: float = math.inf
@@ -79,8 +82,9 @@ def differences(samples: Sequence[np.ndarray], tolerance: float, floor: float | 
     A pair differs if three tests agree, and its p-value is the largest of theirs:
 
     - Welch's t test, adjusted by Holm;
-    - the same with one variance for all contenders: three seeds of equal contenders that flip between solving and
-      guessing may well all solve for one and all fail for another, and then only the others show the scatter;
+    - the same with one variance for the two and for all whose seeds score like both: of contenders that flip between
+      solving and guessing three seeds may well all solve for one and all fail for another, and then only the others
+      show the scatter;
     - an exact test of the contest as a whole, which holds for any distribution (`any_difference`).
 
     Means within the `tolerance` of each other do not differ, and neither does one with fewer than three seeds. No
@@ -102,7 +106,7 @@ def differences(samples: Sequence[np.ndarray], tolerance: float, floor: float | 
 
 
 def any_difference(samples: Sequence[np.ndarray]) -> float:
-    """Return the p-value of the largest difference of means if every score might be any contender's.
+    """Return the p-value of an analysis of variance in which every score might be any contender's.
 
     Two contenders with three seeds have ten arrangements, of which none is rarer than one in ten: there the test says
     nothing, and 0 is returned.
@@ -113,7 +117,7 @@ def any_difference(samples: Sequence[np.ndarray]) -> float:
 
     found = permutation_test(
         samples,
-        _widest,
+        _between,
         permutation_type="independent",
         vectorized=True,
         n_resamples=N_PERMUTATIONS,
@@ -153,15 +157,28 @@ def _pairwise(
     error = parts[first] + parts[second]
     freedom = error**2 / (parts[first] ** 2 / (n[first] - 1) + parts[second] ** 2 / (n[second] - 1))
     welch = 2 * stdtr(freedom, -gaps / np.sqrt(error))
-    common = float(variances @ (n - 1)) / (n - 1).sum()
-    pooled = 2 * stdtr((n - 1).sum(), -gaps / np.sqrt(common * (1 / n[first] + 1 / n[second])))
+    weights = _witnesses(samples, means, HUMP_WIDTH * np.sqrt(variances) + tolerance, first, second) * (n - 1)
+    common = weights @ variances / weights.sum(axis=1)
+    pooled = 2 * stdtr(weights.sum(axis=1), -gaps / np.sqrt(common * (1 / n[first] + 1 / n[second])))
     # the margin keeps a gap of just the tolerance, which rounding may widen, within it
     return np.where(gaps <= tolerance * (1 + 1e-9), 1.0, np.maximum(welch, pooled))
 
 
-def _widest(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
-    means = np.stack([each.mean(axis=axis) for each in samples])
-    found: np.ndarray = means.max(axis=0) - means.min(axis=0)
+def _witnesses(
+    samples: Sequence[np.ndarray], means: np.ndarray, reach: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> np.ndarray:
+    """Return, for each pair, who bears on its spread: the two, and any with seeds that score like both of them."""
+    is_like = np.array([(np.abs(each[:, None] - means) <= reach).any(axis=0) for each in samples])
+    found = is_like[:, first] & is_like[:, second]
+    pairs = np.arange(len(first))
+    found[first, pairs] = found[second, pairs] = True
+    return found.T
+
+
+def _between(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Return the sum of squares between groups, but for a constant: permutations order by it as by the F statistic."""
+    squares = np.stack([each.shape[axis] * each.mean(axis=axis) ** 2 for each in samples])
+    found: np.ndarray = squares.sum(axis=0)
     return found.round(12)  # sums in another order are no other arrangement
 
 
