@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: quickstart test nightly
+.PHONY: quickstart test docs nightly
 
 quickstart: $(VENV)/installed
 	$(BIN)/arch-bench experiment=quickstart
@@ -13,7 +13,12 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/pytest --numprocesses auto -m "not slow and not gpu"
+
+docs: $(VENV)/installed-dev
+	$(BIN)/python -m arch_bench.catalog docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 nightly: $(VENV)/installed-dev
 	ARCH_BENCH_KILLS=5 $(BIN)/pytest -m slow tests/test_crash.py

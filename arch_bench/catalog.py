@@ -1,8 +1,15 @@
-"""The table of backbones, made from conf/backbone and from what is built of it: `python -m arch_bench.catalog`."""
+"""The tables of backbones and tasks, made from conf/: `python -m arch_bench.catalog [DOCS]`.
+
+Without a folder the tables are printed; with one, they replace those in its pages.
+"""
 
 from __future__ import annotations
 
+import re
+import sys
 from functools import cache
+from itertools import takewhile
+from pathlib import Path
 
 import torch
 from hydra.utils import get_class
@@ -18,14 +25,46 @@ MEASURED = CONF.parent / "results" / "published" / "every_backbone_early"
 """Rows that hold the rate of the steps of every backbone."""
 HYBRID = Card("hybrid", *["as its mixers"] * 4)
 BLANK = Card(*[""] * 5)
+SAID = {"The model must": "the model must", "Scored": "scored", "Guessing scores": "guessing scores"}
+"""Label of a comment in a task's YAML -> heading."""
 
 
 @cache
 def table() -> str:
-    """Markdown, a row for each file, families together."""
+    """Return the backbones as Markdown, a row for each file, families together."""
     rows = sorted((_row(name) for name in options(CONF, "backbone")), key=lambda row: (row[2] == "hybrid", row[2]))
-    lines = [[*HEADINGS], ["---"] * len(HEADINGS), *([f"`{name}`", *rest] for name, *rest in rows)]
+    return _markdown(HEADINGS, rows)
+
+
+@cache
+def task_table() -> str:
+    """Return the tasks as Markdown, a row for each file; cells are empty where its comment says nothing."""
+    rows = [[name, *_told(CONF / "task" / f"{name}.yaml")] for name in options(CONF, "task")]
+    return _markdown(("task", *SAID.values(), "source"), rows)
+
+
+def update(docs: Path) -> None:
+    """Replace the tables in the pages of a folder."""
+    for name, text in (("backbones", table()), ("tasks", task_table())):
+        page = docs / f"{name}.md"
+        before, begin, rest = page.read_text().partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("\n<!-- end -->")
+        page.write_text(before + begin + text + end + after)
+
+
+def _markdown(headings: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = [[*headings], ["---"] * len(headings), *([f"`{name}`", *rest] for name, *rest in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _told(path: Path) -> list[str]:
+    """Return what a task's comment says under each label, and the source named in its first sentences."""
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    comment = " ".join(line.removeprefix("#").strip() for line in lines)
+    about, *labelled = re.split(rf"({'|'.join(SAID)}): ", comment)
+    said = {label: text.strip().rstrip(".") for label, text in zip(labelled[::2], labelled[1::2], strict=True)}
+    source = re.search(r"\(([^()]*\b(?:19|20)\d\d)\b[^()]*\)", about)
+    return [*(said.get(label, "") for label in SAID), source[0].strip("()") if source else ""]
 
 
 def _row(name: str) -> list[str]:
@@ -59,5 +98,13 @@ def _known(cell: Cell) -> tuple[Card, list[str]]:
     return backbone.card or BLANK, [*backbone.mixer.kernels]
 
 
+def main(arguments: list[str]) -> None:
+    """Update the pages of a folder, or print the tables."""
+    if arguments:
+        update(Path(arguments[0]))
+    else:
+        print(table(), task_table(), sep="\n\n")
+
+
 if __name__ == "__main__":
-    print(table())
+    main(sys.argv[1:])
