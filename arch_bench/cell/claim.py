@@ -1,4 +1,4 @@
-"""Who runs a cell: a file that its sweep touches again and again, so that others leave the cell to it."""
+"""Claims on cells: a file that one sweep keeps touching, so that other sweeps leave the cell alone."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from filelock import SoftFileLease, Timeout
 
 LEASE_S = 30.0
-"""A claim that was not touched for so long is nobody's; one of a dead process on this machine is so at once."""
+"""Seconds without a touch after which a claim lapses; that of a dead process on this machine lapses at once."""
 RECORD_S = 2.0
-"""A claim has its record within milliseconds; one that is empty for so long never gets it."""
+"""Seconds after which an empty claim is stale: a live process writes its record within milliseconds."""
 _STALE_S = 86_400
 GLANCE_S = 1.0
-"""How often to look whether a claim has ended."""
+"""Seconds between checks whether a claim has ended."""
 
 
 class Taken(Exception):
-    """Another sweep runs this cell. path: its claim."""
+    """Raised when another sweep runs this cell. path: its claim."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -27,15 +27,15 @@ class Taken(Exception):
 
 
 _leases: dict[Path, SoftFileLease] = {}
-"""Of this process, for they remember since when a claim of another machine has not been touched."""
+"""Leases of this process, kept because each records how long a claim of another machine has been untouched."""
 
 
 @contextmanager
 def claimed(path: Path, *, waits: bool = False) -> Iterator[None]:
-    """Nobody else runs it meanwhile. Raises Taken, unless it waits, and OSError where nothing can be written.
+    """Claim a cell for the duration of the block. Raises Taken, unless `waits`, and OSError if nothing can be written.
 
-    A hint, no lock: where a machine stands still for longer than its lease, or a file system shows a new file late, a
-    cell runs twice, and each saves whole rows.
+    This is a hint, not a lock: if a machine stalls for longer than its lease, or a file system shows a new file late,
+    a cell runs twice, and each run saves whole rows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_recordless(path)
@@ -52,15 +52,15 @@ def claimed(path: Path, *, waits: bool = False) -> Iterator[None]:
 
 
 def _remove_recordless(path: Path) -> None:
-    """Remove a claim that nobody's name is in: a kill has hit its process between opening the file and writing it."""
-    with suppress(OSError):  # there is none, or it has just ended
+    """Remove a claim without a record: its process was killed between opening the file and writing it."""
+    with suppress(OSError):  # no such claim, or it has just ended
         found = path.stat()
         if not found.st_size and time.time() - found.st_mtime > RECORD_S:
             path.unlink()
 
 
 def sweep_up(folder: Path) -> None:
-    """Remove the claims of dead processes: those of cells that are done already nobody would ask for."""
+    """Remove the claims of dead processes: a claim on a finished cell is never requested again."""
     for path in folder.glob("*.lock"):
         with suppress(OSError):
             if not _is_free(path) and path.stat().st_mtime < time.time() - _STALE_S:
@@ -68,7 +68,7 @@ def sweep_up(folder: Path) -> None:
 
 
 def wait(paths: Sequence[Path], patience_s: float) -> set[Path]:
-    """Until some of these claims have ended, which it returns; none where none has within that time."""
+    """Wait until some of these claims have ended and return them; return an empty set after `patience_s`."""
     end = time.monotonic() + patience_s
     while paths:
         ended = {path for path in paths if _is_free(path)}

@@ -1,18 +1,18 @@
-"""The longest length that still works, by doubling and then halving the gap, to an eighth of it."""
+"""Search for the longest length that still works: double it, then halve the gap down to an eighth of the length."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
 STEP = 128
-"""Lengths are multiples of it: the block of most kernels."""
+"""Granularity of the lengths: the block size of most kernels."""
 
 
 def lengths(found: Callable[[], Mapping[int, str]]) -> Iterator[int]:
-    """Lengths to try, one after the other.
+    """Yield the lengths to try, one after the other.
 
-    found: length -> status of all that was tried, the length before included. The search starts from those there are:
-    nothing is tried when none of them is `ok`. Every other status is a limit.
+    found: length -> status of every length tried so far, the previous one included. The search starts from the
+    existing lengths and tries nothing when none of them is `ok`. Every other status is a limit.
     """
     fitting = [n for n, status in found().items() if status == "ok"]
     if not fitting:

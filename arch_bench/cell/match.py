@@ -1,4 +1,4 @@
-"""The width at which a backbone meets a budget of parameters: what `match.params` asks for."""
+"""Find the width at which a backbone meets a parameter budget, for `match.params`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ from arch_bench.ops.kernel import Unsupported
 from arch_bench.runtime import workers
 
 GOOD = 0.05
-"""So near to the budget a width that kernels like is taken; further away the nearest of all, within match.tolerance."""
+"""Relative distance from the budget up to which a kernel-friendly width is taken.
+
+Beyond it, the nearest of all widths is taken, within match.tolerance.
+"""
 NARROWEST, WIDEST = 1_024, 16_384
-"""Some width up to the first must be possible, none beyond the second is tried."""
+"""Some width up to NARROWEST must be possible; no width above WIDEST is tried."""
 NEAR = 32
-"""Widths that are tried one by one before multiples of the least that is taken are."""
+"""Number of widths tried one by one, before multiples of the least accepted width."""
 UNITS = 8, 1
-"""Widths are multiples of 8, which kernels like; any other where none of those is close enough."""
+"""Step sizes between widths: multiples of 8 suit kernels; any width is allowed when none of those is close enough."""
 
 
 def matched(cell: Cell) -> tuple[Cell, int | None]:
-    """The cell at the width whose parameters come closest to `match.params`, and how many those are.
+    """Return the cell at the width whose parameter count is closest to `match.params`, and that count.
 
-    As it is where it has exactly those; as it is, and None, without a budget. Raises ConfigError when no width is
-    within `match.tolerance`.
+    A cell that meets the budget exactly is unchanged; without a budget, return the cell unchanged and None. Raises
+    ConfigError when no width is within `match.tolerance`.
     """
     if cell.match.params is None:
         return cell, None
@@ -45,13 +48,13 @@ def matched(cell: Cell) -> tuple[Cell, int | None]:
 
 _DECISIVE = {"backbone", "backbone_name", "task", "task_name", "match"}
 _WIDTHS: dict[str, tuple[int, int]] = {}
-"""Width and parameters of what was asked before: most cells of a sweep differ in seed and rate only."""
+"""Cached widths and parameter counts: most cells of a sweep differ only in seed and learning rate."""
 
 
 def _width(cell: Cell, budget: int) -> tuple[int, int]:
     counter, tolerance = _Counter(cell), cell.match.tolerance
     try:
-        if counter.count(cell.d_model) == budget:  # that of the one which the others are matched to
+        if counter.count(cell.d_model) == budget:  # the backbone that the others are matched to
             return cell.d_model, budget
         for unit in UNITS:
             width, n_params = counter.closest(budget, unit)
@@ -66,7 +69,7 @@ def _width(cell: Cell, budget: int) -> tuple[int, int]:
 
 
 def n_params(cell: Cell) -> int:
-    """Parameters of a cell's backbone as it is. Raises ConfigError."""
+    """Count the parameters of a cell's backbone at its own width. Raises ConfigError."""
     cell = with_kernel(cell, "reference")  # the same parameters, and it runs anywhere
     vocab_size = build(cell, "task").vocab_size
     try:
@@ -77,18 +80,21 @@ def n_params(cell: Cell) -> int:
 
 
 COUNTING_S = 120.0
-"""Seconds that may be spent on counting parameters, at all widths that are tried."""
+"""Time limit in seconds for counting parameters, at all widths together."""
 
 
 def _apart(function: Callable[..., tuple[int, int]], cell: Cell, *args: Any) -> tuple[int, int]:
-    """In a process of its own, unless `isolate=false`: a constructor that aborts ends nothing else."""
+    """Call the function in its own process, unless `isolate=false`: a constructor that aborts ends nothing else."""
     if not cell.isolate:
         return function(cell, *args)
     return workers.call(function, cell, *args, time_limit_s=COUNTING_S)
 
 
 def rigidity(cell: Cell) -> tuple[int, int]:
-    """How far the next greater width is that a backbone takes, and its parameters as it is. Raises ConfigError."""
+    """Return the distance to the next greater width that the backbone accepts, and its current parameter count.
+
+    Raises ConfigError.
+    """
     return _apart(_rigidity, cell)
 
 
@@ -101,12 +107,12 @@ def _rigidity(cell: Cell) -> tuple[int, int]:
 
 
 def with_width(cell: Cell, d_model: int) -> Cell:
-    """The same cell with another width."""
+    """Return the same cell with another width."""
     return cell.model_copy(update={"d_model": d_model, "backbone": cell.backbone | {"d_model": d_model}})
 
 
 class _Counter:
-    """Parameters of a cell's backbone at any width, counted from a model without storage."""
+    """Parameter counter for a cell's backbone at any width, from a model without storage."""
 
     def __init__(self, cell: Cell) -> None:
         self._cell = with_kernel(cell, "reference")  # the same parameters, and it runs anywhere
@@ -114,7 +120,7 @@ class _Counter:
         self._known: dict[int, int | ConfigError] = {}
 
     def closest(self, budget: int, unit: int) -> tuple[int, int]:
-        """The width among multiples of `unit`, and its parameters. Raises ConfigError where none is taken."""
+        """Return the multiple of `unit` closest to the budget, and its parameters. Raises ConfigError if none works."""
         widths = range(unit, WIDEST + 1, unit)
         above = bisect_left(widths, True, key=lambda width: self._next(width, unit)[1] >= budget)
         below = ((width, n) for width in reversed(widths[:above]) if isinstance(n := self.count(width), int))
@@ -123,9 +129,9 @@ class _Counter:
         return width, int(n_params)
 
     def _next(self, width: int, unit: int) -> tuple[int, float]:
-        """The first width from this one on that the backbone takes, and its parameters; infinitely many beyond WIDEST.
+        """Return the first accepted width from this one on, and its parameters; infinity beyond WIDEST.
 
-        Raises ConfigError where it takes none.
+        Raises ConfigError if the backbone accepts no width.
         """
         near = range(width, min(width + NEAR * unit, WIDEST + 1), unit)
         step = lcm(unit, self._least)
@@ -135,7 +141,7 @@ class _Counter:
 
     @cached_property
     def _least(self) -> int:
-        """The least width that is taken: heads that divide it divide its multiples. Raises ConfigError if none is."""
+        """Least accepted width: heads that divide it divide its multiples. Raises ConfigError if there is none."""
         told: Counter[str] = Counter()
         for width in range(1, NARROWEST + 1):
             found = self.count(width)
@@ -143,11 +149,11 @@ class _Counter:
                 return width
             told[str(found)] += 1
             if told[str(found)] == 8:
-                raise found  # it is not the width that is refused
+                raise found  # the same refusal at every width: the width is not the cause
         raise ConfigError(f"d_model from 1 to {NARROWEST} is refused: {found}")
 
     def count(self, width: int) -> int | ConfigError:
-        """Parameters, or why it cannot be."""
+        """Count the parameters at a width, or return the error that refuses it."""
         if width not in self._known:
             try:
                 with torch.device("meta"):

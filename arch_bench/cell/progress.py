@@ -1,4 +1,4 @@
-"""One finished row as a line for the terminal. Imports no torch."""
+"""Format a finished row for the terminal, without importing torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from arch_bench.results import Row
 
 
 def line(row: Row) -> str:
-    """One finished row, for the terminal."""
+    """Return one finished row as a line for the terminal."""
     found = _FIGURES[row.kind](row.metrics) if row.status == "ok" else f"{row.status}: {row.reason}"
     who = f"{row.kernel:<16}" if row.kind == "kernels" else ""
     return f"    {row.kind:<8}{row.seq_len:>9,} tokens   {who}{found}"

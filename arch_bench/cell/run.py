@@ -1,4 +1,4 @@
-"""One cell: what is on disk already is kept, what is missing is measured, phase by phase, and saved at once."""
+"""Run one cell phase by phase: reuse the rows on disk, measure the missing ones and save each at once."""
 
 from __future__ import annotations
 
@@ -18,49 +18,49 @@ from arch_bench.runtime import answer, joblog, workers
 from arch_bench.runtime.workers import Setting
 
 ORDER: tuple[Kind, ...] = ("kernels", "speed", "decode", "scan", "quality")
-"""Measuring comes first: the quality process then logs every row to the one W&B run it opens."""
+"""Order of the phases. Quality is last: its process logs every row to the one W&B run that it opens."""
 TIMED = frozenset({"kernels", "speed", "decode"})
-"""Phases whose figures another process on the same device would spoil."""
+"""Phases whose figures would be spoiled by another process on the same device."""
 _ON_ALL_DEVICES: frozenset[Kind] = frozenset({"quality", "scan", "speed"})
-"""What runs on every device of a cell; the other kinds take one."""
+"""Phases that run on every device of a cell; the others take one."""
 
 
 class Seat(NamedTuple):
-    """Where one shape of a cell runs."""
+    """Place where one shape of a cell runs."""
 
     setting: Setting = Setting()
     is_shared: bool = False
-    """Others are on the same device: what runs out of memory here may fit when it is alone."""
+    """True if others use the same device: a shape that runs out of memory here may fit when it is alone."""
 
 
 class Seating(Protocol):
-    """Gives shapes their seats, and makes them wait for one."""
+    """Allocator of seats: it gives each shape a seat, or makes it wait for one."""
 
     def __call__(self, cell: Cell, shape: Shape, *, alone: bool) -> AbstractContextManager[Seat]:
-        """alone: with the whole device."""
+        """Return a seat for the shape, with the whole device if `alone`."""
 
 
 def anywhere(cell: Cell, shape: Shape, *, alone: bool) -> AbstractContextManager[Seat]:
-    """One after the other, each has the machine to itself."""
+    """Return a seat on the whole machine: shapes run one after the other."""
     return nullcontext(Seat())
 
 
 def run_cell(
     cell: Cell, say: Callable[[Row], None], tell: Callable[[str], None] = lambda _: None, seating: Seating = anywhere
 ) -> list[Row]:
-    """Measure what a cell still lacks; returns all of its rows. `say` hears of every row as it comes.
+    """Measure the missing rows of a cell and return all of its rows. `say` is called with every row as it arrives.
 
-    `tell` hears what was chosen for the user.
+    `tell` is called with each automatic choice.
 
-    Raises Taken where another sweep runs it, ConfigError for a mistake in the configuration; with `isolate=false` also
-    a bug, noted with the cell's key.
+    Raises Taken if another sweep runs the cell, ConfigError for a mistake in the configuration, and with
+    `isolate=false` also any bug, with the cell's key as a note.
     """
     cell, n_params = final(cell, is_elsewhere=True)
     if n_params is not None:
         tell(f"d_model {cell.d_model:,}: {n_params:,} parameters (match.params={cell.match.params})")
     if is_done(cell):
         return _completed(cell, say, seating)
-    cell = settle(cell)  # on this machine, that is
+    cell = settle(cell)  # now for this machine
     with claimed(results.claim_path(cell.results_dir, cell.model_dump())):
         return _completed(cell, say, seating)
 
@@ -72,9 +72,9 @@ def _completed(cell: Cell, say: Callable[[Row], None], seating: Seating) -> list
         known = [] if cell.rerun else explain(cell, shape, _known(cell, shape))
         fresh = [] if known else _seated(cell, shape, rows, seating)
         n_measured += sum(row.status not in RETRIED for row in fresh)
-        if known and shape.kind == "quality":  # killed after it had saved them, it could not clear up
+        if known and shape.kind == "quality":  # an earlier process was killed between saving and cleaning up
             results.forget_training(cell.results_dir, cell.model_dump())
-        is_mirrored |= shape.kind == "quality" and bool(fresh)  # by its process; if that was cut short, by the next
+        is_mirrored |= shape.kind == "quality" and bool(fresh)  # by its own process, or by the next if cut short
         for row in known or fresh:
             say(row)
         rows += known or fresh
@@ -85,17 +85,17 @@ def _completed(cell: Cell, say: Callable[[Row], None], seating: Seating) -> list
 
 
 def final(cell: Cell, *, is_elsewhere: bool = False) -> tuple[Cell, int | None]:
-    """The cell as its rows will name it, and its parameters if a budget chose its width. Raises ConfigError.
+    """Return the cell as its rows will name it, and its parameter count if a budget chose its width.
 
-    is_elsewhere: it may run on another machine, which has the device that it names.
+    is_elsewhere: the cell may run on another machine, which has the device that it names. Raises ConfigError.
     """
     return match.matched(settle(cell, is_elsewhere=is_elsewhere))
 
 
 def is_done(cell: Cell) -> bool:
-    """Whether every row of a final cell is on disk, with a status that is not tried again.
+    """Check that every row of a final cell is on disk with a status that is not retried.
 
-    Never of a cell whose shapes only come out as it runs: a search, or the kernels of a mixer.
+    Return False for a cell whose shapes are only known as it runs: a search, or the kernels of a mixer.
     """
     if cell.rerun or "kernels" in cell.phases or ("speed" in cell.phases and cell.speed.search_max_len):
         return False
@@ -103,7 +103,7 @@ def is_done(cell: Cell) -> bool:
 
 
 def rows_of(cell: Cell) -> list[Row]:
-    """Every row of a final cell that is on disk, of the phases that it asks for."""
+    """Return the rows of a final cell that are on disk, for its phases."""
     rows = []
     for path in sorted((Path(cell.results_dir) / "rows").glob(f"{results.cell_key(cell.model_dump())}-*.json")):
         with suppress(ValueError):  # torn or foreign: measured again
@@ -112,7 +112,7 @@ def rows_of(cell: Cell) -> list[Row]:
 
 
 def abandon(cell: Cell, reason: str) -> list[Row]:
-    """Save all that a cell still lacks as crashed, for nobody runs it any more; returns all of its rows.
+    """Save the missing rows of a cell as crashed, since its process has ended, and return all of its rows.
 
     Raises ConfigError.
     """
@@ -124,7 +124,7 @@ def abandon(cell: Cell, reason: str) -> list[Row]:
 
 
 def settle(cell: Cell, *, is_elsewhere: bool = False) -> Cell:
-    """Replace what `auto` means on this machine, so that a row says what it ran on. Raises ConfigError."""
+    """Resolve `auto` for this machine, so that rows record the actual device and precision. Raises ConfigError."""
     import torch
 
     from arch_bench.runtime.measure import pick_device
@@ -155,9 +155,9 @@ def _check_devices(cell: Cell, device: str, *, is_here: bool) -> None:
 
 
 def shapes(cell: Cell, rows: list[Row]) -> Iterator[Shape]:
-    """What has to run, in order: one process per timed length, one for training and all of its tests.
+    """Yield the shapes to run, in order: one process per timed length, one for training and all of its tests.
 
-    rows: those of the shapes so far, filled in by the caller; the search for the longest length goes by them.
+    rows: the rows of the shapes so far, filled in by the caller; the search for the longest length uses them.
     """
     for kind in ORDER:
         if kind not in cell.phases:
@@ -188,7 +188,7 @@ def _contenders(cell: Cell) -> list[str]:
 
 
 def _known(cell: Cell, shape: Shape) -> list[Row]:
-    """The rows of a shape from disk; none unless all are there, whole, and not worth another try."""
+    """Read the rows of a shape from disk; return none unless all exist, are whole and need no retry."""
     rows: list[Row] = []
     for path in shape.paths(cell):
         try:
@@ -199,13 +199,13 @@ def _known(cell: Cell, shape: Shape) -> list[Row]:
 
 
 def _is_given_up(row: Row, cell: Cell) -> bool:
-    """By a search other than the cell's."""
+    """Check if the row was pruned by a search other than the cell's."""
     search = cell.trial.study if cell.trial else ""
     return row.status == "pruned" and row.config["trial"]["study"] != search
 
 
 def _seated(cell: Cell, shape: Shape, earlier: list[Row], seating: Seating) -> list[Row]:
-    """Run one shape where there is room; what fails beside others, perhaps by their doing, is run again alone."""
+    """Run one shape where there is room; run it again alone if it failed beside others, who may be the cause."""
     with seating(cell, shape, alone=shape.kind in TIMED) as seat:
         here = shape._replace(is_shared=seat.is_shared)
         rows = _measure(cell, here, earlier, seat.setting)
@@ -216,7 +216,7 @@ def _seated(cell: Cell, shape: Shape, earlier: list[Row], seating: Seating) -> l
 
 
 def _measure(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting) -> list[Row]:
-    """Run one shape in its process; a process that ends badly becomes status rows."""
+    """Run one shape in its own process; turn a process that fails into status rows."""
     before = _known(cell, shape)
     where = f" ({setting.log})" if setting.log else ""
     if setting.log is None:
@@ -232,7 +232,7 @@ def _measure(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting) -> 
         return _give_up(cell, shape, before, "crashed", f"{error}{where}")
     except (ConfigError, results.Unsaved):
         raise
-    except MemoryError as error:  # outside of what a phase guards
+    except MemoryError as error:  # raised outside the guarded part of a phase
         return _give_up(cell, shape, before, "oom", answer.first_line(error))
     except Exception as error:
         error.add_note(f"in cell {results.cell_key(cell.model_dump())}: {cell.backbone_name} on {cell.task_name}")
@@ -242,7 +242,7 @@ def _measure(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting) -> 
 
 
 def _in_processes(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting, before: list[Row]) -> list[Row]:
-    """One process, or one for each device, of which the first saves."""
+    """Run a shape in one process, or in one per device, of which the first saves."""
     options: dict[str, Any] = {
         "time_limit_s": cell.time_limit_s,
         "preload": tracking.modules(cell),
@@ -261,24 +261,24 @@ def _in_processes(cell: Cell, shape: Shape, earlier: list[Row], setting: Setting
             rows.extend(workers.call_together(run_shape, calls, **options))
         return []
 
-    failed = guarded(measure, shape.lengths)  # what ends another than the first of them is heard of here
+    failed = guarded(measure, shape.lengths)  # a failure in any process but the first is reported here
     return _give_up(cell, shape, before, failed[0].status, failed[0].reason) if failed else rows
 
 
 def _summary(error: Exception) -> str:
-    """The class and the first line, of an exception that lost its class on the way too."""
+    """Return the class and first line of an exception, including one whose class was lost between processes."""
     name, first = type(error).__name__, answer.first_line(error)
     return first if first == name or isinstance(error, answer.Foreign) else f"{name}: {first}"
 
 
 def log_path(cell: Cell, shape: Shape) -> Path:
-    """Where what a shape printed, or its traceback, is kept."""
+    """Return the path of the log that keeps a shape's output or traceback."""
     name = "-".join([results.cell_key(cell.model_dump()), shape.kind, str(shape.lengths[0]), shape.contender])
     return Path(cell.results_dir) / "logs" / f"{name.strip('-')}.log"
 
 
 def logged(cell: Cell, shape: Shape, error: Exception) -> str:
-    """A bug in one line, with the file that its traceback is added to."""
+    """Append a bug's traceback to the shape's log; return a one-line summary with the path."""
     return f"{_summary(error)} ({_noted(cell, shape, error)})"
 
 
@@ -291,6 +291,6 @@ def _noted(cell: Cell, shape: Shape, error: Exception) -> Path:
 def _give_up(cell: Cell, shape: Shape, before: list[Row], status: Status, reason: str) -> list[Row]:
     rows = _known(cell, shape)
     if rows != before:
-        return rows  # it saved them before it ended
+        return rows  # the process saved its rows before it ended
     failed = [Outcome(seq_len=n, kernel=shape.contender, status=status, reason=reason) for n in shape.lengths]
     return save(cell, shape, failed, Usage())

@@ -1,4 +1,4 @@
-"""One shape of a cell, from inside its fresh process: what is measured at once, saved at once, and mirrored."""
+"""Run one shape of a cell inside its fresh process: measure it, save its rows at once and mirror them."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ if TYPE_CHECKING:
     from arch_bench.train.team import Place, Team
 
 TRAINED: frozenset[Kind] = frozenset({"scan", "quality"})
-"""Phases that train, and may have a checkpoint."""
+"""Phases that train and may have a checkpoint."""
 
 
 class Shape(NamedTuple):
-    """The lengths of a phase that share one process."""
+    """Lengths of a phase that share one process."""
 
     kind: Kind
     lengths: list[int]
     contender: str = ""
-    """Of the phase `kernels`: the implementation."""
+    """Implementation to measure, in the phase `kernels` only."""
     is_shared: bool = False
-    """Others are on the same device: running out of memory is no result."""
+    """True if others use the same device: running out of memory is then no result."""
 
     def paths(self, cell: Cell) -> list[Path]:
-        """Where its rows are."""
+        """Return the paths of its rows."""
         return [row_path(cell, self.kind, seq_len, self.contender) for seq_len in self.lengths]
 
 
 def row_path(cell: Cell, kind: Kind, seq_len: int, contender: str = "") -> Path:
-    """Where the row of one kind at one length, and of one contender, is."""
+    """Return the path of the row of one kind at one length, for one contender."""
     return Path(cell.results_dir) / "rows" / results.file_name(cell.model_dump(), kind, seq_len, contender)
 
 
 class Usage(NamedTuple):
-    """What a process took: that of a row without its measurement."""
+    """Time and memory that a process took; both None for a row without a measurement."""
 
     wall_s: float | None = None
     process_bytes: int | None = None
 
 
 def run_shape(cell: Cell, shape: Shape, earlier: list[Row], place: Place | None = None) -> list[Row]:
-    """Measure, save, mirror. Of several processes, the first saves and mirrors; the others return nothing."""
+    """Measure, save and mirror. With several processes, the first saves and mirrors; the others return no rows."""
     with environment.hidden():
         return _run_shape(cell, shape, earlier, place)
 
@@ -89,7 +89,7 @@ def _saved(cell: Cell, shape: Shape, team: Team, *, earlier: list[Row], started:
 
 
 def _on(machine: Metrics, outcomes: list[Outcome]) -> list[Outcome]:
-    """Add what the machine was like to what was measured on it."""
+    """Add the state of the machine to the metrics measured on it."""
     return [replace(each, metrics=each.metrics | machine) if each.status == "ok" else each for each in outcomes]
 
 
@@ -117,7 +117,10 @@ def _outcomes(cell: Cell, shape: Shape, team: Team, logger: Any) -> list[Outcome
 
 
 def save(cell: Cell, shape: Shape, outcomes: list[Outcome], usage: Usage) -> list[Row]:
-    """The outcomes as rows, on disk but for those that are provisional. Raises Unsaved, and any other OSError."""
+    """Turn outcomes into rows and save all but the provisional ones.
+
+    Raises Unsaved when the disk is full, and any other OSError.
+    """
     kind = shape.kind
     rows = [to_row(cell, kind, outcome, usage, len(outcomes)) for outcome in outcomes]
     for i, row in enumerate(rows):
@@ -139,38 +142,44 @@ def save(cell: Cell, shape: Shape, outcomes: list[Outcome], usage: Usage) -> lis
 
 
 def explain(cell: Cell, shape: Shape, known: list[Row]) -> list[Row]:
-    """The rows on disk of a shape, with what a protocol says of the cell now: a wider search may end at the same."""
+    """Update the rows of a shape on disk with the protocol's current choice: a wider search may end at the same cell.
+
+    Return the updated rows.
+    """
     if not cell.chosen:
         return known
     rows = [replace(row, chosen=cell.chosen, config=row.config | {"chosen": cell.chosen}) for row in known]
-    for path, row in zip(shape.paths(cell), rows, strict=False):  # none are known of a shape that is not whole
+    for path, row in zip(shape.paths(cell), rows, strict=False):  # no rows are known for an incomplete shape
         if row not in known:
             results.save(row, path)
     return rows
 
 
 _BY_OTHERS = ("SIGKILL", "CUDA error", "CUDA driver error", "cudaGetDeviceCount")
-"""What a crash says that may be the doing of others: Linux ends who takes too much, MPS ends all for a fault of one."""
+"""Crash messages that another process may have caused.
+
+Linux kills processes that use too much memory, and MPS ends all of its clients for a fault of one.
+"""
 
 
 def is_provisional(row: Row, shape: Shape) -> bool:
-    """Whether it may end better alone: a sweep that is killed before it has tried must not take this for final."""
+    """Check if a row may succeed alone: a sweep killed before that retry must not treat it as final."""
     return shape.is_shared and (row.status == "oom" or any(word in row.reason for word in _BY_OTHERS))
 
 
 LONGEST = 400
-"""Characters of a reason."""
+"""Maximum number of characters in a reason."""
 
 
 def one_line(reason: str) -> str:
-    """Return a reason on one line, of printable characters, cut where it is too long."""
+    """Return a reason on one line of printable characters, with the middle cut if it is too long."""
     words = " ".join(reason[: 10 * LONGEST].split())
     shown = "".join(each if each.isprintable() else "?" for each in words)
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 60]} ... {shown[-55:]}"
 
 
 def to_row(cell: Cell, kind: Kind, outcome: Outcome, usage: Usage, n_rows: int = 1) -> Row:
-    """An outcome with the identity and the provenance of its cell, and its share of what its process took."""
+    """Build a row from an outcome: add the cell's identity and provenance, and its share of the process's time."""
     from arch_bench.runtime.measure import device_name, pick_device
 
     config: dict[str, Any] = cell.model_dump()
