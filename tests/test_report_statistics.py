@@ -14,6 +14,7 @@ from test_report import failure, row, score, timing
 from arch_bench.report import (
     build,
     cost_tables,
+    folder,
     metrics,
     pair_tables,
     pairs,
@@ -81,6 +82,8 @@ def test_scores_with_two_humps_have_no_interval_and_show_every_seed() -> None:
     (point,) = Study(rows).points(metrics.ACCURACY)[group("mamba")].values()
     assert (point.low, point.high, point.scattered) == (None, None, (0.995, 0.06, 0.06))
     assert tables.text(metrics.ACCURACY, point) == "37.2 % (99.5, 6.0, 6.0)"
+    (section,) = folder.sections(Study(rows))
+    assert section.caption.endswith("Small hollow marks are single seeds, where some learn the task and others do not.")
     many = study.over_seeds([0.99] * 7 + [0.1] * 5, "share")
     assert many
     assert tables.text(metrics.ACCURACY, many).endswith("(7 seeds at 99.0 % and more, 5 at 10.0 % and less)")

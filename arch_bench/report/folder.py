@@ -124,6 +124,8 @@ def sections(study: Study) -> list[Section]:
     quality_caption = "What each backbone scores, against the length it is tested at."
     if any(curve.is_faint for row in panels.quality(study) for panel in row for curve in panel.curves):
         quality_caption += " Dotted lines leave a training length for lengths that were not trained on."
+    if any(of.scattered for points in study.points(metrics.ACCURACY).values() for of in points.values()):
+        quality_caption += " Small hollow marks are single seeds, where some learn the task and others do not."
     training, decoding, kernels = panels.costs(study, "speed"), panels.costs(study, "decode"), panels.kernels(study)
     drafts = [
         ("quality", "Quality", quality_caption, "sequence length, tokens", panels.quality(study)),
