@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 from scipy.stats import ttest_ind
 from test_report import failure, row, score, timing
@@ -18,6 +19,7 @@ from arch_bench.report import (
     metrics,
     pair_tables,
     pairs,
+    plots,
     solved_table,
     standings,
     stats,
@@ -84,6 +86,8 @@ def test_scores_with_two_humps_have_no_interval_and_show_every_seed() -> None:
     assert tables.text(metrics.ACCURACY, point) == "37.2 % (99.5, 6.0, 6.0)"
     (section,) = folder.sections(Study(rows))
     assert section.caption.endswith("Small hollow marks are single seeds, where some learn the task and others do not.")
+    figure = go.Figure(plots.plot(section.rows[0][0]))  # raises on an attribute that Plotly does not know
+    assert [tuple(trace.y) for trace in figure.data if trace.mode == "markers"] == [(0.995, 0.06, 0.06)]
     many = study.over_seeds([0.99] * 7 + [0.1] * 5, "share")
     assert many
     assert tables.text(metrics.ACCURACY, many).endswith("(7 seeds at 99.0 % and more, 5 at 10.0 % and less)")

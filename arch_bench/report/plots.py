@@ -29,6 +29,7 @@ def plot(panel: Panel) -> Spec:
     """
     traces = [_baseline(panel, baseline.points, baseline.name) for baseline in panel.baselines if baseline.points]
     traces += [_curve(panel, curve) for curve in panel.curves if curve.points]
+    traces += [seeds for curve in panel.curves if (seeds := _seeds(panel, curve))]
     marks = _by_series(panel.marks)
     traces += [_slope(panel, slope) for slope in panel.slopes]
     return {"data": traces + [_marks(of) for of in marks], "layout": _layout(panel)}
@@ -86,6 +87,25 @@ def _curve(panel: Panel, curve: Curve) -> Spec:
     if any(point.low is not None for point in points):
         trace["error_y"] = whiskers(points, style.colour)
     return trace
+
+
+def _seeds(panel: Panel, curve: Curve) -> Spec:
+    """Every seed of the points whose seeds have two humps; empty without such points."""
+    found = [(n, value) for n, point in curve.points.items() for value in point.scattered]
+    if not found or curve.is_faint:
+        return {}
+    outline = {"color": curve.style.colour, "width": 1.2}
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "meta": curve.series,
+        "name": curve.series,
+        "x": [n for n, _ in found],
+        "y": [value for _, value in found],
+        "marker": {"symbol": curve.style.symbol, "size": 5, "color": "white", "line": outline},
+        "customdata": [f"{curve.series}, one seed <b>{panel.metric.show(value)}</b>" for _, value in found],
+        "hovertemplate": "%{customdata}<extra></extra>",
+    }
 
 
 def _width(curve: Curve) -> float:
