@@ -1,4 +1,4 @@
-"""A training that goes on where it stopped: its state on disk, saved now and then, and when somebody asks it to end."""
+"""Resume an interrupted training: its state is saved to disk at intervals, and on SIGTERM."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from arch_bench.train.module import LitSequence
 from arch_bench.train.team import SOLO, Team
 
 _OURS = "arch_bench"
-"""The entry of a checkpoint that Lightning knows nothing of."""
+"""Key of our own entry in a checkpoint; Lightning does not read it."""
 _UNREADABLE = (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, pickle.PickleError)
-"""What reading a file raises that is no checkpoint."""
+"""Exceptions raised by reading a file that is not a checkpoint."""
 _PIECE = 2**22
-"""Bytes that are read at a time."""
+"""Bytes per read."""
 
 
 def path_of(cell: Cell) -> Path:
-    """Where the training of a cell is kept until its rows are on disk."""
+    """Return the path that holds a cell's training until its rows are on disk."""
     return results.checkpoint_path(cell.results_dir, cell.model_dump())
 
 
 class _Sealed:
-    """A file that is written from its start to its end, and then gets its SHA-256."""
+    """A file written sequentially and then sealed with its SHA-256."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._digest = file, hashlib.sha256()
@@ -54,12 +54,12 @@ class _Sealed:
         self._file.flush()
 
     def seal(self) -> None:
-        """Write the checksum, which torch leaves unread behind its archive."""
+        """Append the checksum; torch ignores bytes after its archive."""
         self._file.write(self._digest.digest())
 
 
 def _is_whole(file: IO[bytes]) -> bool:
-    """Whether a sealed file is as it was written; torch.load takes flipped bits for weights."""
+    """Check that a sealed file is unchanged; torch.load would accept flipped bits as weights."""
     digest = hashlib.sha256()
     left = file.seek(0, os.SEEK_END) - digest.digest_size
     file.seek(0)
@@ -71,9 +71,9 @@ def _is_whole(file: IO[bytes]) -> bool:
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint into its own folder, all of it or none, and sealed. Raises OSError, naming the file.
+    """Checkpoint IO that writes a file whole or not at all, and seals it. Raises OSError, naming the file.
 
-    What is to be loaded was read already: another sweep may have replaced or removed the file since then.
+    `load_checkpoint` returns content read earlier: another sweep may have replaced or removed the file since then.
     """
 
     def __init__(self) -> None:
@@ -89,18 +89,18 @@ class WholeFiles(TorchCheckpointIO):
                 sealed = _Sealed(file)
                 torch.save(checkpoint, cast("IO[bytes]", sealed))
                 sealed.seal()
-        except RuntimeError as error:  # what torch's writer makes of a full disk
+        except RuntimeError as error:  # torch's writer raises this when the disk is full
             raise OSError(f"{path}: {error}") from error
 
 
 class Checkpoint(Callback):
-    """Saves training between two blocks: every `checkpoint_every_s` seconds, and when SIGTERM asks it to end.
+    """Callback that saves training between two blocks: every `checkpoint_every_s` seconds, and on SIGTERM.
 
-    A validation that is due comes before: Lightning would leave it out when it goes on. Asked to end, it saves and
-    raises SystemExit(143); before the first block and in tests there is nothing to save, and SIGTERM does what it did
-    before Lightning took note of it. Seconds are summed over all attempts, without those of saving.
+    If a validation is due, it runs first: Lightning would skip it on resuming. On SIGTERM the callback saves and raises
+    SystemExit(143). Before the first block and during tests there is nothing to save, so SIGTERM keeps the handler that
+    was set before Lightning's. Seconds are summed over all attempts, without the time spent saving.
 
-    data: what the examples come from, as the task knows it.
+    data: where the examples come from, as the task's `provenance` reports it.
     """
 
     def __init__(self, cell: Cell, device: torch.device, data: dict[str, str | int]) -> None:
@@ -115,7 +115,7 @@ class Checkpoint(Callback):
         }
         self.files = WholeFiles()
         self.n_attempts = 1
-        """Trainings, each going on from the one before, that led here."""
+        """Number of attempts so far, each resumed from the one before."""
         self._compile_s = 0.0
         self._began = time.perf_counter()
         self._due = math.inf
@@ -124,15 +124,15 @@ class Checkpoint(Callback):
 
     @property
     def train_s(self) -> float:
-        """Seconds since training began."""
+        """Seconds since training began, over all attempts."""
         return time.perf_counter() - self._began
 
     def compile_s(self, model: LitSequence) -> float:
-        """Those of them that compiling, autotuning and capturing took."""
+        """Return the seconds spent compiling, autotuning and capturing, over all attempts."""
         return self._compile_s + model.settle_s
 
     def find(self, team: Team = SOLO) -> Path | None:
-        """What to go on from, the same on every rank.
+        """Return the checkpoint to resume from, the same on every rank, or None.
 
         A file that is damaged, or was made by something else, is named on stderr and left alone.
         """
@@ -145,7 +145,7 @@ class Checkpoint(Callback):
         return None if why or spent is None else self._path
 
     def _read(self) -> tuple[dict[str, Any], str]:
-        """What is on disk and can be used, and else why not, if there is something."""
+        """Return the saved state, and otherwise an empty dict with the reason if a file had to be refused."""
         if self._every_s is None or not self._path.exists():
             return {}, ""
         try:
@@ -156,7 +156,7 @@ class Checkpoint(Callback):
                 saved = torch.load(file, map_location="cpu", weights_only=True)
             made_by = saved[_OURS]["made_by"]
             other = [name for name, value in self._made_by.items() if made_by[name] != value]
-        except FileNotFoundError:  # another sweep has finished this training
+        except FileNotFoundError:  # another sweep has finished this training and removed the file
             return {}, ""
         except _UNREADABLE as error:
             return {}, f"cannot be read ({type(error).__name__})"
@@ -192,7 +192,7 @@ class Checkpoint(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._hear(self._before)
-        if self._is_asked:  # in the last block, after which there is nothing to save
+        if self._is_asked:  # SIGTERM arrived in the last block, after which there is nothing to save
             signal.raise_signal(signal.SIGTERM)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -203,7 +203,7 @@ class Checkpoint(Callback):
         self._hear(self._before)
 
     def _hear(self, handler: Any) -> None:
-        """What SIGTERM does from now on. Lightning's own handler, set anew by each trainer, would swallow it."""
+        """Set the SIGTERM handler. Each new trainer installs Lightning's own, which would swallow the signal."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
 
@@ -211,7 +211,7 @@ class Checkpoint(Callback):
         self._is_asked = True
 
     def _between_blocks(self, trainer: L.Trainer, pl_module: LitSequence) -> None:
-        """Save if it is time; ranks agree about that."""
+        """Save if it is due, and exit if SIGTERM was received; the ranks decide together."""
         if trainer.should_stop or trainer.global_step >= trainer.max_steps:
             return
         agree = trainer.strategy.reduce_boolean_decision
@@ -220,13 +220,13 @@ class Checkpoint(Callback):
             return
         pl_module.catch_up()
         if pl_module.latest is not None and not math.isfinite(pl_module.latest.loss):
-            return  # training has diverged, which shows after the next block
+            return  # training has diverged; `Watch` raises after the next block
         self._save(trainer)
         if is_asked:
             raise SIGTERMException(128 + signal.SIGTERM)
 
     def _save(self, trainer: L.Trainer) -> None:
-        """A disk that is full costs a line, not the training."""
+        """Save; a full disk costs a warning, not the training."""
         assert self._every_s is not None
         started = time.perf_counter()
         try:

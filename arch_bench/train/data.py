@@ -1,4 +1,4 @@
-"""Blocks of batches: what one `training_step` takes, and the one DataModule that hands them out."""
+"""Blocks of batches, one per `training_step`, and the DataModule that serves them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from arch_bench.train.team import ALONE, Place
 from tasks.base import Split, Task, stream
 
 MAX_BLOCK = {"cuda": (64, 2**19), "cpu": (10, 2**16)}
-"""Batches and tokens in a block, at most: on a GPU enough to hide the framework, elsewhere a point of the curve."""
+"""Maximum batches and tokens per block: on a GPU enough to hide the framework's overhead, elsewhere one point of the
+curve."""
 
 DRAWN = MAX_BLOCK
-"""Batches and tokens of training that are drawn in one call, at most. They decide which examples a step has, so they
-depend on the device, whose generator is another one anyway, and on nothing else that a user may set."""
+"""Maximum training batches and tokens drawn in one call. They determine the examples of each step, so they depend only
+on the device (whose generator differs anyway) and on no user setting."""
 
 MAX_KEPT = 2**22
-"""Tokens of validation that stay on the device, at most: some 100 MB with their targets and positions."""
+"""Maximum validation tokens kept on the device: some 100 MB with their targets and positions."""
 
 
 def cut(n_steps: int, every: int, batch_tokens: int, device: torch.device) -> list[range]:
-    """Cut training into blocks of about equal length that end at every multiple of `every` steps, and at the last.
+    """Cut training into blocks of about equal length that end at every multiple of `every` steps, and at the last step.
 
-    As long as MAX_BLOCK allows: what blocks depend on is the same for every backbone.
+    Blocks are as long as MAX_BLOCK allows. Their limits are the same for every backbone.
     """
     n_batches, n_tokens = MAX_BLOCK.get(device.type, MAX_BLOCK["cpu"])
     longest = max(1, min(n_batches, n_tokens // batch_tokens))
@@ -42,11 +43,11 @@ def cut(n_steps: int, every: int, batch_tokens: int, device: torch.device) -> li
 
 
 class Blocks(Dataset[Scored]):
-    """Batches of a split, made when asked for: a function of the seed, the split and the step, however they are cut.
+    """Batches of a split, made on request: a function of the seed, the split and the step, however blocks are cut.
 
-    Block i is (steps, batch, ...). Batches of training are drawn several in one call, from the stream of the first of
-    them, and in the same groups whatever the blocks: where one ends depends on when validation is due. Those of other
-    splits are drawn one by one. Of several processes each draws all and keeps its part of every batch.
+    Block i is (steps, batch, ...). Training batches are drawn several per call, from the stream of the first of them,
+    and grouped independently of the blocks, whose ends depend on when validation is due. Batches of other splits are
+    drawn one by one. With several processes, each draws all batches and keeps its part of every one.
     """
 
     def __init__(
@@ -70,10 +71,10 @@ class Blocks(Dataset[Scored]):
         n_batches, n_tokens = DRAWN.get(device.type, DRAWN["cpu"]) if split == "train" else (1, 1)
         self._n_drawn = max(1, min(n_batches, n_tokens // (batch_size * task.seq_len)))
         self._latest: tuple[int, Scored] | None = None
-        """The group that was drawn last, if the next block begins within it."""
+        """The group drawn last, if the next block begins within it."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what has been drawn: another process draws it again."""
+        """Return the state without the drawn group; the receiving process draws it again."""
         return vars(self) | {"_latest": None}
 
     def __len__(self) -> int:
@@ -86,7 +87,7 @@ class Blocks(Dataset[Scored]):
         return parts[0] if len(parts) == 1 else join(parts)
 
     def _within(self, steps: range, start: int) -> Scored:
-        """Return those batches of the group that begins at step `start` that are of `steps`."""
+        """Return the batches in `steps` from the group that begins at step `start`."""
         first, group = self._latest or (None, None)
         if group is None or first != start:
             group = self._draw(start)
@@ -102,7 +103,7 @@ class Blocks(Dataset[Scored]):
 
 
 class _Kept(Dataset[Scored]):
-    """Blocks that are asked for again and again: made once."""
+    """Cache of blocks that are read repeatedly: each is made once."""
 
     def __init__(self, blocks: Blocks) -> None:
         self._blocks = blocks
@@ -118,7 +119,8 @@ class _Kept(Dataset[Scored]):
 
 
 class _Remaining(Sampler[int]):
-    """The blocks that training has not taken yet; as long as all of them, for Lightning counts those it took."""
+    """Sampler of the blocks still to train on. Its length is that of all blocks, because Lightning counts the finished
+    ones."""
 
     def __init__(self, blocks: list[range], data: L.LightningDataModule) -> None:
         self._blocks = blocks
@@ -133,7 +135,7 @@ class _Remaining(Sampler[int]):
 
 
 class _Loader(DataLoader[Scored]):
-    """Blocks are the batches. Resumes by itself: where it stands is where training stands."""
+    """Loader whose batches are blocks. It needs no state to resume: its position follows from the trainer's step."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -142,10 +144,10 @@ class _Loader(DataLoader[Scored]):
 
 
 class TaskData(L.LightningDataModule):
-    """Train, validation and test streams of one task; every loader hands out blocks of batches.
+    """Train, validation and test streams of one task; every loader yields blocks of batches.
 
-    Blocks are made on the device when they are asked for; where the data do not fit there, a process of their own
-    makes them in pinned memory, ahead of the steps.
+    Blocks are made on the device on request. If the data do not fit there, a separate process makes them in pinned
+    memory, ahead of the steps.
     """
 
     def __init__(
@@ -172,7 +174,7 @@ class TaskData(L.LightningDataModule):
 
     @property
     def val_check_interval(self) -> int:
-        """Blocks between validations, which is what Lightning wants to know."""
+        """Blocks between validations, for Lightning's argument of that name."""
         return sum(steps.stop <= self._val_every for steps in self.blocks)
 
     def train_dataloader(self) -> DataLoader[Scored]:
@@ -182,7 +184,7 @@ class TaskData(L.LightningDataModule):
         return self._loader(self._task, "validation", _singles(self._n_val), self._batch_size)
 
     def test_loader(self, task: Task, n_batches: int) -> DataLoader[Scored]:
-        """The test split of a task, of any length: as many tokens as `n_batches` hold at the training length."""
+        """Return a task's test split at any length, with as many tokens as `n_batches` at the training length."""
         n_examples = max(1, n_batches * self._batch_size * self._task.seq_len // task.seq_len)
         batch_size = max(1, min(n_examples, self._batch_size * self._task.seq_len // task.seq_len))
         return self._loader(task, "test", _singles(-(-n_examples // batch_size)), batch_size)
@@ -193,8 +195,8 @@ class TaskData(L.LightningDataModule):
         source = task.for_split(split).source(self._device)
         sizes = {"seed": self._seed, "batch_size": batch_size}
         drawn = Blocks(task, split, blocks, device=source, place=self._place, **sizes)
-        drawn[0]  # a split that is too short refuses here, not in the middle of a loop
-        own = torch.Generator()  # an iterator draws a seed when it begins: not from the model's numbers
+        drawn[0]  # a split that is too short raises here, not in the middle of a loop
+        own = torch.Generator()  # an iterator draws a seed when it starts; this keeps it off the model's generator
         if source == self._device:
             is_small = len(blocks) * batch_size * task.seq_len <= MAX_KEPT
             data = _Kept(drawn) if split == "validation" and is_small else drawn
@@ -212,5 +214,5 @@ class TaskData(L.LightningDataModule):
 
 
 def _singles(n_batches: int) -> list[range]:
-    """Blocks of one batch each."""
+    """Return blocks of one batch each."""
     return [range(i, i + 1) for i in range(n_batches)]

@@ -1,6 +1,6 @@
-"""The processes of one run on several devices of one machine: where they meet, and what each settles before.
+"""Processes of one run on several devices of one machine: rendezvous and per-process setup.
 
-Every process runs the same phase on its rows of the same batches, with a `Team` for what they share.
+Every process runs the same phase on its rows of the same batches; a `Team` handles communication.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from arch_bench.runtime.workers import LostPeer
 from arch_bench.train.team import SOLO, TEAMS, Place, Team
 
 TIMEOUT = timedelta(minutes=10)
-"""How long one rank waits for another: compiling and autotuning may take minutes longer on one of them."""
+"""Maximum wait of one rank for another: compiling and autotuning may take minutes longer on one of them."""
 
 
 @contextmanager
 def places(n: int) -> Iterator[list[Place]]:
-    """Those of a run on `n` devices."""
+    """Yield the places of a run on `n` devices."""
     with scratch.folder() as folder:
         yield [Place(rank, n, str(folder / "meeting")) for rank in range(n)]
 
 
 @contextmanager
 def joined(place: Place | None, strategy: str, device: torch.device) -> Iterator[Team]:
-    """This process as one of a team; without a place, alone. From then on `cuda` is the GPU of its rank.
+    """Join this process to its team and yield it; without a place, yield SOLO. `cuda` then means the GPU of its rank.
 
-    It stays one to its end: taking leave would wait for ranks that failed.
+    The process group is never destroyed: leaving it would wait for ranks that failed.
 
     Raises LostPeer when another rank is gone, or does not answer for TIMEOUT.
     """

@@ -1,4 +1,4 @@
-"""Phase `quality`: train with Lightning, then read the test split once at each length."""
+"""Phase `quality`: train with Lightning, then evaluate the test split once at each length."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class _Trained(NamedTuple):
 
 
 def measure(cell: Cell, lengths: list[int], logger: Logger | None, team: Team = SOLO) -> list[Outcome]:
-    """Train at `seq_len`, steered by validation, and test at each of `lengths`; every rank of a team finds the same.
+    """Train at `seq_len`, guided by validation, and test at each of `lengths`; every rank of a team returns the same.
 
-    Raises Diverged when the loss stops being finite, Unsupported when the backbone cannot be built here, or is an
-    encoder on a task that shows it the answers.
+    Raises Diverged when the loss stops being finite, and Unsupported when the backbone cannot be built here or is an
+    encoder on a task whose inputs contain the answers.
     """
     lit, task, data, saver, kernel, trained, curve = _train(cell, logger, team)
     tester = make_trainer(
@@ -59,7 +59,7 @@ def measure(cell: Cell, lengths: list[int], logger: Logger | None, team: Team = 
         [saver],
         None,
         max_steps=cell.trainer.max_steps,
-        inference_mode=False,  # in which each decoded token costs a cast more
+        inference_mode=False,  # inference mode would add a cast to each decoded token
     )
 
     def test(seq_len: int) -> list[Outcome]:
@@ -80,7 +80,7 @@ def measure(cell: Cell, lengths: list[int], logger: Logger | None, team: Team = 
 
 
 def scan(cell: Cell, team: Team = SOLO) -> Outcome:
-    """Train and validate; the test split is not read. Raises as `measure`."""
+    """Train and validate, without reading the test split. Raises as `measure`."""
     _, task, _, _, kernel, trained, curve = _train(cell, None, team)
     found = trained | _guessed(task)
     return Outcome(seq_len=cell.seq_len, kernel=kernel, metrics=found, data=task.provenance(), curve=curve)
@@ -159,7 +159,7 @@ def _data(cell: Cell, task: Task, device: torch.device, team: Team) -> TaskData:
 
 
 def _training_metrics(cell: Cell, steps: int, watch: Watch, task: Task) -> Metrics:
-    """Return the budget that a training used, and what it came to."""
+    """Return the budget a training used, and its validation scores."""
     batch_size, solved = cell.trainer.batch_size, watch.steps_to_solve
     return {
         "steps": steps,
@@ -173,12 +173,12 @@ def _training_metrics(cell: Cell, steps: int, watch: Watch, task: Task) -> Metri
 
 
 def _guessed(task: Task) -> Metrics:
-    """What guessing scores at the length of the task."""
+    """Return the scores of guessing at the task's length."""
     return {f"baseline_{name}": score for name, score in task.baselines().items()}
 
 
 def loss_name(task: Task) -> str:
-    """What the loss of a task is called."""
+    """Return the name of a task's loss."""
     return "loss_nats" if task.tolerance is None else "mse"
 
 
@@ -190,7 +190,7 @@ def _longer(task: Task, seq_len: int) -> Task:
 
 
 def _test(tester: L.Trainer, lit: LitSequence, data: TaskData, task: Task, n_batches: int) -> Metrics:
-    """The scores of a task, and those of its parts under `<metric>/<part>`."""
+    """Return the scores of a task, and those of its parts under `<metric>/<part>`."""
     metrics = _scores(tester, lit, data, task, n_batches)
     parts = task.parts()
     for name, part in parts.items():
@@ -209,21 +209,21 @@ def _scores(tester: L.Trainer, lit: LitSequence, data: TaskData, task: Task, n_b
     loss = found[f"test/{loss_name(task)}"]
     if not math.isfinite(loss):
         raise Diverged(f"test loss {loss} at {task.seq_len} tokens")
-    return {name.removeprefix("test/"): value for name, value in found.items() if not math.isnan(value)}  # of nothing
+    return {name.removeprefix("test/"): value for name, value in found.items() if not math.isnan(value)}  # NaN: no target
 
 
 class Watch(Callback):
-    """Notices when training has solved the task, and when it has diverged."""
+    """Callback that detects when training has solved the task, and raises Diverged when the loss is not finite."""
 
     def __init__(self, stop_at: float | None) -> None:
         self.steps_to_solve: int | None = None
         self.token_accuracy: float | None = None
         self.loss: float | None = None
-        """None also where it was not finite."""
+        """The latest validation loss; None also if it was not finite."""
         self.last_validation = 0
-        """The step at which they were measured."""
+        """The step of the latest validation."""
         self.found: list[tuple[int, float | None, float]] = []
-        """Step, loss and token accuracy of every validation."""
+        """(step, loss, token accuracy) of every validation."""
         self._stop_at = stop_at
 
     def on_train_batch_end(  # type: ignore[override]
@@ -239,7 +239,7 @@ class Watch(Callback):
         accuracy = self.token_accuracy = found["val/token_accuracy"].item()
         loss = found["val/loss_nats" if "val/loss_nats" in found else "val/mse"].item()
         self.loss = loss if math.isfinite(loss) else None
-        if not self.found or self.found[-1][0] < trainer.global_step:  # else the last one was asked for again
+        if not self.found or self.found[-1][0] < trainer.global_step:  # else the last validation was repeated
             self.found.append((trainer.global_step, self.loss, accuracy))
         if accuracy >= SOLVED and self.steps_to_solve is None:
             self.steps_to_solve = trainer.global_step
@@ -247,7 +247,7 @@ class Watch(Callback):
             trainer.should_stop = True
 
     def curve(self, loss_name: str) -> Curve:
-        """Return the learning curve on validation, in columns; six digits are more than a figure shows."""
+        """Return the validation learning curve in columns, rounded to six digits, more than a figure shows."""
         return {
             "step": [step for step, _, _ in self.found],
             f"val_{loss_name}": [None if loss is None else float(f"{loss:.6g}") for _, loss, _ in self.found],
@@ -263,10 +263,10 @@ class Watch(Callback):
 
 
 class Bar(Callback):
-    """One line of progress, gone when training ends. Where nobody watches (a log file) it speaks every 20 s."""
+    """One line of progress, removed when training ends. If stderr is not a terminal, it updates every 20 s."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: LitSequence) -> None:  # type: ignore[override]
-        tqdm.set_lock(threading.RLock())  # its own lock is a semaphore of the system, which a killed process leaks
+        tqdm.set_lock(threading.RLock())  # tqdm's default lock is a system semaphore, which a killed process leaks
         pace = 0.5 if sys.stderr.isatty() else 20.0
         desc = "    training" if pl_module.step_kind == "eager" else "    compiling"
         done, total = trainer.global_step, trainer.max_steps
@@ -293,4 +293,4 @@ class Bar(Callback):
             self._bar.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "fit")  # which Lightning leaves out then
+        self.teardown(trainer, pl_module, "fit")  # Lightning does not call teardown after an exception

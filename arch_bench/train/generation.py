@@ -1,4 +1,4 @@
-"""Greedy generation: a model reads a prompt, then goes on with its own tokens, one step at a time."""
+"""Greedy generation: a model reads a prompt, then continues from its own tokens, one step at a time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tasks.base import IGNORE
 
 
 def is_right(backbone: Backbone, batch: Scored, n_prompt: int) -> Tensor:
-    """Whether each scored token is generated as it should be: (batch, n_scored), False where there is no target.
+    """Check each scored token against greedy generation: (batch, n_scored), False where there is no target.
 
-    The model is given the first `n_prompt` tokens and never sees the right answer, unlike under teacher forcing: it
-    goes on from its own mistakes. Raises Unsupported when the backbone does not decode.
+    The model receives the first `n_prompt` tokens and, unlike under teacher forcing, never sees the right answer: it
+    continues from its own mistakes. Raises Unsupported when the backbone does not decode.
     """
     n_tokens = batch.inputs.shape[1] - n_prompt + 1
     written = generate(backbone, batch.inputs[:, :n_prompt], n_tokens)
@@ -29,11 +29,11 @@ def is_right(backbone: Backbone, batch: Scored, n_prompt: int) -> Tensor:
 
 @torch.no_grad()
 def generate(backbone: Backbone, prompt: Tensor, n_tokens: int) -> Tensor:
-    """The likeliest token after a prompt (batch, n_prompt), then the likeliest after that: (batch, n_tokens).
+    """Return the likeliest token after a prompt (batch, n_prompt), then the likeliest after that: (batch, n_tokens).
 
-    On CUDA a step is the replay of one graph, where the backbone can be captured. Raises Unsupported.
+    On CUDA each step replays one graph, if the backbone can be captured. Raises Unsupported.
     """
-    state = backbone.init_state(len(prompt), prompt.shape[1] + n_tokens - 1)  # the last token is not read again
+    state = backbone.init_state(len(prompt), prompt.shape[1] + n_tokens - 1)  # the last token is never an input
     logits, state = backbone.prefill(prompt, state)
     written = [logits.argmax(-1)]
     decode = _decoder(backbone, state, written[0])
@@ -51,6 +51,6 @@ def _decoder(backbone: Backbone, state: State, token: Tensor) -> Decoder:
     except RuntimeError:
         return EagerDecoder(backbone, state)
     finally:
-        for leaf, value in zip(tensors(state), before, strict=True):  # capturing has written to it
+        for leaf, value in zip(tensors(state), before, strict=True):  # capturing wrote to the state
             leaf.copy_(value)
     return graph

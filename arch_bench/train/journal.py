@@ -1,7 +1,7 @@
-"""The journal of a search: a study of Optuna in one file, which the trainings of its trials write to as well.
+"""The journal of a search: an Optuna study in one file, which the trainings of its trials also write to.
 
-The lock is a file that is made exclusively, which holds on NFS too. A process that is killed while it writes, a matter
-of milliseconds, leaves it behind; whoever comes next takes it away when it has not changed for 30 seconds.
+The lock is a file created exclusively, which works on NFS too. A process killed while writing (a window of
+milliseconds) leaves the lock behind; the next process removes it once it has not changed for 30 seconds.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ if TYPE_CHECKING:
 
 
 def path_of(cell: Cell, name: str) -> Path:
-    """Where a study of a cell's results is. Absolute: who works on it later may have another working directory."""
+    """Return the absolute path of a study of a cell's results: later readers may have another working directory."""
     return (Path(cell.results_dir) / "optuna" / f"{name}.log").resolve()
 
 
 def claim_of(path: Path) -> Path:
-    """What a sweep holds while it proposes trials. The lock of the file itself is Optuna's, for single lines."""
+    """Return the lock that a sweep holds while it proposes trials. Optuna's lock on the file itself covers single
+    lines."""
     return path.parent.parent / "claims" / f"{path.stem}.lock"
 
 
 def study(path: Path, *, pruner: Any = None) -> optuna.Study:
-    """The study in a file, made if it is not there. Raises ConfigError for a file that is none, or without Optuna."""
+    """Return the study in a file, creating it if missing. Raises ConfigError if the file is no study, or without
+    Optuna."""
     optuna = library()
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 
@@ -42,7 +44,7 @@ def study(path: Path, *, pruner: Any = None) -> optuna.Study:
 
 
 def rehearsal(path: Path, *, anew: bool) -> optuna.Study:
-    """A study in memory with the trials of the file, or with none: what is done to it leaves no trace."""
+    """Return an in-memory study with the trials of the file, or with none; changes to it leave no trace."""
     copy = library().create_study()
     if path.exists() and not anew:
         copy.add_trials(study(path).get_trials())
@@ -50,7 +52,7 @@ def rehearsal(path: Path, *, anew: bool) -> optuna.Study:
 
 
 def library() -> Any:
-    """Optuna, without its remarks on every trial. Raises ConfigError where it is not installed."""
+    """Import Optuna, silencing its log line per trial. Raises ConfigError if it is not installed."""
     try:
         import optuna
     except ImportError as error:
@@ -60,9 +62,9 @@ def library() -> Any:
 
 
 def begin(path: Path, *, anew: bool) -> optuna.Study:
-    """The study in a file, for who leads the search. anew: without what is there.
+    """Open the study in a file for the sweep that leads the search. anew: discard the existing file.
 
-    A last line that was not written to its end (a full disk) is cut off before others are written behind it.
+    An incomplete last line (from a full disk) is cut off, so that later lines do not continue it.
     """
     if anew:
         path.unlink(missing_ok=True)
@@ -77,7 +79,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _mend(path: Path) -> None:
-    """Under the lock, for a training beside this sweep may be about to end the line."""
+    """Cut off an incomplete last line, under the lock: a training beside this sweep may be about to complete it."""
     library()
     from optuna.storages.journal import JournalFileOpenLock
 

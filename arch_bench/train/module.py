@@ -18,11 +18,11 @@ from arch_bench.train.step import Scored, TrainStep, predicted_number, scored_hi
 from tasks.base import IGNORE, Task
 
 MAX_LOGITS = 2**27
-"""Logits that evaluation holds at once: 512 MiB in fp32."""
+"""Maximum logits that evaluation holds at once: 512 MiB in fp32."""
 
 
 class Curve(NamedTuple):
-    """A point of the training curve: the mean loss of a block, and where its last step stands."""
+    """A point of the training curve: a block's mean loss, with the rate and gradient norm of its last step."""
 
     step: int
     loss: float
@@ -31,19 +31,19 @@ class Curve(NamedTuple):
 
 
 def bytes_per_token_of(task: Task) -> dict[str, float] | None:
-    """Return the bytes of a token in `val` and in `test`: the words of one may be longer. None without any."""
+    """Return bytes per token in `val` and in `test`, which may differ; None if the task has none."""
     found = {"val": task.for_split("validation").bytes_per_token, "test": task.for_split("test").bytes_per_token}
     return {split: mean for split, mean in found.items() if mean is not None} or None
 
 
 class LitSequence(L.LightningModule):
-    """Trains a backbone on any task; validation and test report the same micro-averaged metrics.
+    """LightningModule that trains a backbone on any task; validation and test report the same micro-averaged metrics.
 
-    Lightning's "batch" is a block of several: `training_step` takes them one optimiser step each and never waits for
-    the device. Steps are counted as Lightning counts them, so `global_step`, `max_steps`, checkpoints and the axes of
-    a logger mean optimiser steps. What a block measured is logged when the next one is under way.
+    Lightning's "batch" is a block of several batches: `training_step` takes one optimiser step for each and never waits
+    for the device. Steps are counted as Lightning counts them, so `global_step`, `max_steps`, checkpoints and logger
+    axes mean optimiser steps. The figures of a block are logged while the next one is running.
 
-    bytes_per_token: of `val` and `test`, by which the loss is shared out where it is counted in bits per byte.
+    bytes_per_token: of `val` and `test`, to convert the loss to bits per byte.
     """
 
     def __init__(
@@ -61,7 +61,8 @@ class LitSequence(L.LightningModule):
         self.latest: Curve | None = None
         """The newest point that has arrived from the device."""
         self.tested: Task | None = None
-        """The task of the test at hand: which answers are generated too, which positions are reported apart."""
+        """The task being tested; it decides which answers are also generated and which positions are reported
+        separately."""
         self._step = step
         self._precision = precision
         self._trained_len = trained_len
@@ -72,12 +73,12 @@ class LitSequence(L.LightningModule):
 
     @property
     def step_kind(self) -> str:
-        """How steps run: eager, compiled or graph."""
+        """The way steps run: eager, compiled or graph."""
         return self._step.kind
 
     @property
     def settle_s(self) -> float:
-        """Seconds that compiling, autotuning and capturing took."""
+        """Seconds spent compiling, autotuning and capturing."""
         return self._step.settle_s
 
     def training_step(self, block: Scored, index: int) -> None:
@@ -90,7 +91,7 @@ class LitSequence(L.LightningModule):
             self._log_curve(awaited)
 
     def _count(self, n_steps: int) -> None:
-        """Tell Lightning of steps that it did not see."""
+        """Add to Lightning's step count the steps it did not see."""
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         for tracker in (progress.total, progress.current):
             tracker.ready += n_steps
@@ -104,19 +105,19 @@ class LitSequence(L.LightningModule):
 
     def on_train_start(self) -> None:
         self._step.resume(self.global_step)
-        if self._rng is not None:  # only now: loaders and checks before the first step have drawn from it
+        if self._rng is not None:  # only now: loaders and checks before the first step have drawn from the generator
             _set_random_state(self._rng, self._step.device)
             self._rng = None
 
     def catch_up(self) -> None:
-        """Log the newest block too, which waits for the device."""
+        """Log the newest block too; this waits for the device."""
         if self._awaited is not None:
             self._log_curve(self._awaited)
             self._awaited = None
 
     def on_train_end(self) -> None:
         self.catch_up()
-        self._step.release()  # Lightning moves everything to the CPU when a fit is over
+        self._step.release()  # Lightning moves everything to the CPU at the end of a fit
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["random_states"] = self._step.team.gather(_random_state(self._step.device))
@@ -157,8 +158,8 @@ class LitSequence(L.LightningModule):
                 self._log_slice(name, loss, mask if batch.positions is None else mask.gather(1, batch.positions), batch)
 
     def _log_beyond(self, is_right: Tensor, batch: Scored) -> None:
-        """Of longer sequences, what is right at positions that training never reached: a causal model has learnt all
-        that stands before."""
+        """Log the accuracy at positions beyond the training length, for sequences longer than that: a causal model has
+        been trained on all earlier positions."""
         seq_len = batch.inputs.shape[1]
         if seq_len > self._trained_len:
             positions = torch.arange(seq_len, device=self.device) if batch.positions is None else batch.positions
@@ -174,7 +175,7 @@ class LitSequence(L.LightningModule):
         if self._bytes_per_token is not None:
             per_byte = mean_loss / math.log(2) / self._bytes_per_token["test"]
             n_bytes = self.tested.bytes_of(batch.targets[mask]) if self.tested is not None else None
-            if n_bytes is not None:  # those of the slice, whose tokens may be longer than others
+            if n_bytes is not None:  # the slice's own bytes: its tokens may be longer than others
                 n_scored = int(n_bytes.sum())
                 per_byte = (loss * mask).sum() / math.log(2) / max(1, n_scored)
             self._log(f"test/bits_per_byte/{name}", per_byte, n_scored)
@@ -186,13 +187,13 @@ class LitSequence(L.LightningModule):
         self._log(f"{prefix}sequence_accuracy", (is_right | ~is_scored).all(-1).float().mean(), len(is_right))
 
     def _log(self, name: str, value: Tensor, weight: int) -> None:
-        """A mean over `weight` things, as part of that over all batches and ranks. Not on a curve over steps."""
+        """Log a mean over `weight` items, averaged over all batches and ranks. Loggers receive no curve over steps."""
         logger = None if name.startswith("test/") else False
         shared = self._step.team.size > 1
         self.log(name, value, on_step=False, on_epoch=True, batch_size=weight, logger=logger, sync_dist=shared)
 
     def _losses(self, batch: Scored) -> tuple[Tensor, Tensor]:
-        """Loss, 0 where there is no target, and whether the best guess is right: (batch, n_scored) each."""
+        """Return the loss (0 where there is no target) and whether the best guess is right: (batch, n_scored) each."""
         with autocast(self._precision, self._step.device):
             hidden = scored_hidden(self.backbone, batch).flatten(0, 1)
             if self._tolerance is not None:
@@ -208,12 +209,12 @@ class LitSequence(L.LightningModule):
 
 
 def _join(x: Tensor) -> Tensor:
-    """(steps, batch, ...) -> (steps * batch, ...)."""
+    """Flatten (steps, batch, ...) to (steps * batch, ...)."""
     return x.flatten(0, 1)
 
 
 class _Awaited:
-    """A point of the curve on its way from the device. Reading it waits for its own step and for nothing later."""
+    """A point of the curve in transfer from the device. Reading it waits for its own step and for nothing later."""
 
     def __init__(self, figures: Tensor, step: int) -> None:
         is_cuda = figures.is_cuda

@@ -1,4 +1,4 @@
-"""AdamW with its parameter groups, and the schedule of its rate as a function of a step tensor."""
+"""AdamW with its parameter groups, and the learning rate schedule as a function of a step tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from arch_bench.config.schema import Optim
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Compiling `AdamW.step` warns that PyTorch's own profiler mark in it is left out, which no user can act on."""
+    """Drop a warning users cannot act on: compiling `AdamW.step` omits PyTorch's own profiler mark."""
     return not record.msg.startswith("Profiler")
 
 
@@ -21,9 +21,9 @@ for _name in ("torch._dynamo.variables.torch", "torch._dynamo.variables.ctx_mana
 
 
 def make_optimizer(model: nn.Module, optim: Optim, lr: Tensor) -> torch.optim.AdamW:
-    """AdamW that decays matrices only: norms, biases, embeddings and what a mixer flagged are left alone.
+    """Build an AdamW that decays matrices only: norms, biases, embeddings and weights flagged by a mixer are exempt.
 
-    lr: a scalar on the model's device that both groups read at every step, so that a captured step sees it move.
+    lr: a scalar on the model's device that both groups read at every step, so a captured step sees it change.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
@@ -37,16 +37,16 @@ def make_optimizer(model: nn.Module, optim: Optim, lr: Tensor) -> torch.optim.Ad
 
 
 def set_form(optimizer: torch.optim.AdamW, *, is_compiled: bool) -> None:
-    """Which of PyTorch's forms runs: the fused kernel, or the one that compiling turns into kernels of its own.
+    """Select the fused kernel, or the form that torch.compile turns into kernels of its own.
 
-    The fused kernel gives a tensor of half a million numbers 8 of an H200's 132 multiprocessors.
+    The fused kernel runs a tensor of half a million numbers on 8 of an H200's 132 multiprocessors.
     """
     for group in optimizer.param_groups:
         group |= {"fused": not is_compiled, "foreach": is_compiled, "capturable": True}
 
 
 def rate_factor(step: Tensor, max_steps: int, optim: Optim) -> Tensor:
-    """What the peak rate is multiplied with at each `step`, counted from 0: linear warm-up, then the schedule.
+    """Return the factor on the peak rate at each `step`, counted from 0: linear warm-up, then the schedule.
 
     `cosine` falls to a tenth at `max_steps` (Loshchilov & Hutter 2017); `inverse_sqrt` is Vaswani et al. 2017,
     equation 3, scaled to meet the peak at the end of the warm-up.

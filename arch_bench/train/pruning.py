@@ -1,4 +1,4 @@
-"""A training that is one trial of a search: it reports each validation, and is given up where others did better."""
+"""Pruning of a search's trials: a training reports each validation and stops if other trials did better."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Pruning(Callback):
-    """Ends a training whose best validation loss so far is worse than the median of finished trials at that step.
+    """Callback that ends a training whose best validation loss exceeds the median of finished trials at that step.
 
-    The rank that reports decides for all of a team. A trial that is finished in the journal, but has
-    lost its row, is trained to its end. Raises Pruned.
+    The reporting rank decides for the whole team. A trial that is finished in the journal but has lost its row is
+    trained to its end. Raises Pruned.
     """
 
     def __init__(self, cell: Cell, trial: Trial, team: Team) -> None:
@@ -46,15 +46,15 @@ class Pruning(Callback):
         found = trainer.callback_metrics
         loss = found["val/loss_nats" if "val/loss_nats" in found else "val/mse"].item()
         why = self._report(loss, trainer.global_step) if math.isfinite(loss) else ""
-        is_over = trainer.should_stop or trainer.global_step >= trainer.max_steps  # nothing is saved any more
+        is_over = trainer.should_stop or trainer.global_step >= trainer.max_steps  # no checkpoint will follow
         if not self._team.all_well(is_over or not why):
             raise Pruned(why or "by the first rank")
 
     def _report(self, loss: float, step: int) -> str:
-        """Why to give up, if so."""
+        """Report a loss, and return the reason for stopping; empty to continue."""
         if self._live is None:
             return ""
-        if step not in self._reported():  # by an attempt that went on beyond its last checkpoint
+        if step not in self._reported():  # else an earlier attempt got past its last checkpoint and reported it
             self._live.report(loss, step)
         return self._reason(step) if self._live.should_prune() else ""
 

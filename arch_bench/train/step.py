@@ -20,14 +20,14 @@ from arch_bench.train.team import SOLO, Team
 from tasks.base import IGNORE, Batch
 
 FALLBACKS = {"graph": ("graph", "compiled", "eager"), "compiled": ("compiled", "eager"), "eager": ("eager",)}
-"""What is tried, in order, when a way to run a step is asked for."""
+"""Ways to run a step, in the order they are tried, by the way requested."""
 
 COMPILER: dict[str, Any] = {"combo_kernels": True}
-"""Independent kernels share a launch: a tenth more steps of a small model on an H200, mostly AdamW's."""
+"""Independent kernels share a launch: a tenth more steps of a small model on an H200, mostly due to AdamW."""
 
 
 class Scored(NamedTuple):
-    """A batch whose scored positions are listed, as many for every example: shapes are fixed, nothing is counted.
+    """A batch with a list of scored positions, equally many per example: shapes are fixed, so nothing needs counting.
 
     Any of the tensors may carry leading dimensions, as for a block of several batches.
     """
@@ -35,18 +35,18 @@ class Scored(NamedTuple):
     inputs: Tensor
     """(batch, seq_len) tokens."""
     positions: Tensor | None
-    """(batch, n_scored) positions that are scored; None when all are, in order."""
+    """(batch, n_scored) scored positions; None when all are scored, in order."""
     targets: Tensor
-    """(batch, n_scored) the token, or number, to predict at each of them; `IGNORE` where an example has fewer."""
+    """(batch, n_scored) the token, or number, to predict at each of them; `IGNORE` if an example has fewer."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Scored:
-        """The same with every tensor changed."""
+        """Return a copy with `change` applied to every tensor."""
         positions = None if self.positions is None else change(self.positions)
         return Scored(change(self.inputs), positions, change(self.targets))
 
 
 def join(parts: Sequence[Scored]) -> Scored:
-    """Put parts of a block together again, along the first dimension."""
+    """Concatenate parts of a block along the first dimension."""
     positions = [part.positions for part in parts if part.positions is not None]
     inputs, targets = (torch.cat(found) for found in ([p.inputs for p in parts], [p.targets for p in parts]))
     return Scored(inputs, torch.cat(positions) if positions else None, targets)
@@ -57,7 +57,7 @@ def list_scored(batch: Batch, max_scored: int) -> Scored:
     if max_scored == batch.inputs.shape[-1]:
         return Scored(batch.inputs, None, batch.targets)
     is_scored = batch.targets != IGNORE
-    place = torch.where(is_scored, is_scored.cumsum(-1) - 1, max_scored)  # the rest share a place that is cut off
+    place = torch.where(is_scored, is_scored.cumsum(-1) - 1, max_scored)  # the rest share a slot that is cut off
     shape = (*batch.targets.shape[:-1], max_scored + 1)
     where = torch.arange(batch.targets.shape[-1], device=place.device).expand_as(place)
     positions = place.new_zeros(shape).scatter_(-1, place, where)[..., :max_scored]
@@ -66,9 +66,9 @@ def list_scored(batch: Batch, max_scored: int) -> Scored:
 
 
 def scored_hidden(backbone: Callable[[Tensor], Tensor], batch: Scored) -> Tensor:
-    """What the head reads: (batch, n_scored, d_model).
+    """Return the inputs of the head: (batch, n_scored, d_model).
 
-    Gathering before the head is what keeps a vocabulary of 8,192 affordable when 1 position in 8 is scored.
+    Gathering before the head keeps a vocabulary of 8,192 affordable when 1 position in 8 is scored.
     """
     hidden = backbone(batch.inputs)
     if batch.positions is None:
@@ -77,7 +77,7 @@ def scored_hidden(backbone: Callable[[Tensor], Tensor], batch: Scored) -> Tensor
 
 
 def scored_loss(backbone: Backbone, batch: Scored, *, loss_kernel: str, label_smoothing: float) -> Tensor:
-    """Mean cross-entropy over the scored positions, in nats; of a regression, the mean squared error."""
+    """Return the mean cross-entropy over scored positions, in nats; for regression, the mean squared error."""
     hidden = scored_hidden(backbone, batch).flatten(0, 1)
     if batch.targets.is_floating_point():
         targets = batch.targets.flatten()
@@ -89,16 +89,17 @@ def scored_loss(backbone: Backbone, batch: Scored, *, loss_kernel: str, label_sm
 
 
 def predicted_number(backbone: Backbone, hidden: Tensor) -> Tensor:
-    """A linear map of (n, d_model) to (n,), in fp32: the head's output for token 0."""
+    """Map (n, d_model) linearly to (n,), in fp32: the head's output for token 0."""
     return (hidden.float() * backbone.head.weight[0]).sum(-1)
 
 
 def pick_step(name: str, device: torch.device, strategy: str = "single") -> str:
-    """`auto` is a graph on CUDA (of shards: compiled), eager elsewhere. Raises ConfigError for a graph elsewhere."""
+    """Resolve `auto`: graph on CUDA (with shards, compiled), eager elsewhere. Raises ConfigError for a graph without
+    CUDA."""
     is_sharded = strategy == "fsdp"
     if name == "auto":
         return ("compiled" if is_sharded else "graph") if device.type == "cuda" else "eager"
-    if name == "graph" and is_sharded:  # its memory is gathered and freed as blocks come and go
+    if name == "graph" and is_sharded:  # parameters are gathered and freed block by block
         raise ConfigError("step=graph: not with trainer.strategy=fsdp; choose from: auto, eager, compiled")
     if name == "graph" and device.type != "cuda":
         raise ConfigError(f"step=graph: needs a CUDA device, not {device.type}; choose from: auto, eager, compiled")
@@ -109,17 +110,17 @@ def _nothing() -> None: ...
 
 
 class TrainStep:
-    """Forward, loss, backward, clipping, AdamW and the schedule of its rate, on one device or as one of a team.
+    """A training step on one device or in a team: forward, loss, backward, clipping, AdamW and its schedule.
 
-    Calling it takes one step and never waits for the device. The first call settles how steps run: it tries what was
-    asked for on the batch it was given, falls back where the backbone cannot be captured or compiled, and puts
-    parameters, optimiser and random state back as they were.
+    Calling it takes one step and never waits for the device. The first call decides how steps run: it tries the
+    requested way on its batch, falls back if the backbone cannot be captured or compiled, and restores parameters,
+    optimiser and random state.
 
     Args:
         backbone: the model, on its device, in training mode.
         kind: eager | compiled | graph; a graph is compiled, then captured.
-        precision: as the autocast of `arch_bench.runtime.precision`.
-        loss_kernel: auto, or as `arch_bench.ops.linear_cross_entropy` names them.
+        precision: as for `arch_bench.runtime.precision.autocast`.
+        loss_kernel: auto, or a kernel of `arch_bench.ops.linear_cross_entropy`.
         at_part: called before the forward pass, after it, and after the backward pass of every step that is not a
             replay.
         team: the processes that take the step together, each on its part of the batch.
@@ -143,16 +144,16 @@ class TrainStep:
         self.backbone = backbone
         self.team = team
         self.kind = kind
-        """What runs; final after the first step."""
+        """The way steps run; final after the first step."""
         self.why: str | None = None
-        """Why that is not what was asked for."""
+        """The reason for a fallback; None if `kind` is the requested way."""
         self.settle_s = 0.0
-        """Seconds that compiling, autotuning and capturing took."""
+        """Seconds spent compiling, autotuning and capturing."""
         self.device = backbone.embedding.weight.device
         self.count = torch.zeros((), dtype=torch.long, device=self.device)
         self.rate, self.loss_sum, self.grad_norm = (torch.zeros((), device=self.device) for _ in range(3))
         steps = torch.arange(max_steps, device=self.device)
-        self._rates = optim.lr * rate_factor(steps, max_steps, optim)  # a table: one look-up a step, not 15 kernels
+        self._rates = optim.lr * rate_factor(steps, max_steps, optim)  # a table: one look-up, not 15 kernels, a step
         self.team.share(backbone)
         self.optimizer = make_optimizer(backbone, optim, self.rate)
         self._optim, self._precision, self._at_part = optim, precision, at_part
@@ -172,35 +173,36 @@ class TrainStep:
         self._run(batch)
 
     def resume(self, n_steps: int) -> None:
-        """Go on after `n_steps` steps, with parameters and an optimiser that may have been loaded or moved since."""
+        """Continue after `n_steps` steps; parameters and optimiser may have been loaded or moved since."""
         self.release()
         self.count.fill_(n_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate  # loading replaced it
 
     def once_without_graph(self, batch: Scored) -> None:
-        """One step, kernel by kernel: its allocations can be seen, which a graph made once and for all.
+        """Take one step, kernel by kernel: its allocations are visible, while a graph allocates only once.
 
-        After `release`, which frees those of the graph.
+        Call `release` first, which frees the graph's allocations.
         """
         self._step(batch)
 
     def tensors(self) -> list[Tensor]:
-        """What a step changes: parameters, buffers, the optimiser's state (none before the first step) and counters."""
+        """Return the tensors a step changes: parameters, buffers, optimiser state (none before the first step),
+        counters."""
         state = [x for of_one in self.optimizer.state.values() for x in of_one.values() if isinstance(x, Tensor)]
         model = [*self.backbone.parameters(), *self.backbone.buffers()]
         return [*model, *state, self.count, self.rate, self.loss_sum, self.grad_norm]
 
     def release(self) -> None:
-        """Forget how steps run, with the memory of a graph; the next call settles it anew.
+        """Discard the prepared step and the memory of its graph; the next call prepares it anew.
 
-        Due when parameters move: a replay would go on writing to where they were. `nn.LSTM` moves its own even when
-        it is sent to the device it is on.
+        Required when parameters move: a replay would keep writing to their old addresses. `nn.LSTM` moves its
+        parameters even when it is sent to the device it is on.
         """
         self._run = None
 
     def figures(self, n_steps: int) -> Tensor:
-        """Mean loss of the last `n_steps` steps, rate and gradient norm of the last one: (3,), and starts afresh."""
+        """Return mean loss of the last `n_steps` steps, last rate and gradient norm, (3,), and reset the loss sum."""
         figures = torch.stack((self.loss_sum / n_steps, self.rate, self.grad_norm))
         self.loss_sum.zero_()
         return figures
@@ -223,7 +225,7 @@ class TrainStep:
         if self._optim.clip_norm:
             nn.utils.clip_grads_with_norm_(parameters, self._optim.clip_norm, self.grad_norm)
         now = self.count.clamp(max=len(self._rates) - 1)
-        self.rate.copy_(self._rates.gather(0, now.view(1)).squeeze(0))  # an index would be read back to the host
+        self.rate.copy_(self._rates.gather(0, now.view(1)).squeeze(0))  # indexing would read the index back to the host
         self.optimizer.step()
         self.count += 1
         self.loss_sum += loss
@@ -237,7 +239,7 @@ class TrainStep:
                 run = self._prepare(kind, batch)
             except torch.OutOfMemoryError:
                 raise
-            except (RuntimeError, AssertionError) as error:  # what dynamo, inductor and CUDA raise
+            except (RuntimeError, AssertionError) as error:  # raised by dynamo, inductor and CUDA
                 obstacle = _first_line(error)
             finally:
                 before.restore()
@@ -251,7 +253,7 @@ class TrainStep:
         self._loss, self._update = scored_loss, self._updated
         set_form(self.optimizer, is_compiled=kind != "eager" and not self.team.is_sharded)
         if kind != "eager":
-            torch.compiler.reset()  # else the ninth model of a process would quietly run uncompiled
+            torch.compiler.reset()  # else the ninth model of a process would silently run uncompiled
             self._loss = torch.compile(scored_loss, dynamic=False, options=COMPILER)
         if kind != "eager" and not self.team.is_sharded:
             self._update = torch.compile(self._updated, dynamic=False, options=COMPILER)
@@ -272,7 +274,7 @@ class TrainStep:
 
 
 class _Snapshot:
-    """What a step changes, put back in place: a captured step goes on reading and writing the same tensors."""
+    """A copy of the tensors a step changes, restored in place because a captured step keeps using the same tensors."""
 
     def __init__(self, step: TrainStep) -> None:
         self._step = step
@@ -286,7 +288,7 @@ class _Snapshot:
             if tensor in self._values:
                 tensor.copy_(self._values[tensor])
             else:
-                tensor.zero_()  # made since: the optimiser's state, which begins with zeros
+                tensor.zero_()  # created since: optimiser state, which starts at zero
         self._step.optimizer.zero_grad(set_to_none=True)
         torch.set_rng_state(self._cpu_rng)
         if self._cuda_rng is not None:

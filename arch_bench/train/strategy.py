@@ -1,4 +1,4 @@
-"""What Lightning has to know of a team: how to add up a metric, to agree, and to save one model from its parts."""
+"""Lightning strategies for a team: summing metrics, agreeing, and saving one model from its parts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from arch_bench.train.team import Team
 
 
 class OwnProcesses(ClusterEnvironment):
-    """The processes of one run as they are, whatever a batch system or a launcher says in the environment.
+    """The cluster environment of one run, independent of any batch system's or launcher's variables.
 
-    Lightning would otherwise look for SLURM, LSF, MPI and torchrun, and take their ranks and sizes for its own.
+    Lightning would otherwise detect SLURM, LSF, MPI or torchrun and use their ranks and sizes.
     """
 
     creates_processes_externally = True
@@ -36,13 +36,13 @@ class OwnProcesses(ClusterEnvironment):
         return self._team.size
 
     def set_world_size(self, size: int) -> None:
-        """It is settled."""
+        """Do nothing: the team sets it."""
 
     def global_rank(self) -> int:
         return self._team.rank
 
     def set_global_rank(self, rank: int) -> None:
-        """It is settled."""
+        """Do nothing: the team sets it."""
 
     def local_rank(self) -> int:
         return self._team.rank
@@ -52,7 +52,7 @@ class OwnProcesses(ClusterEnvironment):
 
 
 class TeamStrategy(SingleDeviceStrategy):
-    """Of a Trainer that has one device and is one of several. Steps exchange gradients by themselves."""
+    """Strategy of a Trainer that has one device and is one of several. Steps exchange gradients by themselves."""
 
     is_distributed = True
 
@@ -66,25 +66,26 @@ class TeamStrategy(SingleDeviceStrategy):
         return self._team.rank == 0
 
     def reduce(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The sum, of what is to be a mean too: sums of values and of weights are what Lightning divides."""
-        self._team.check()  # that all have come so far
+        """Return the sum over ranks, even for a mean: Lightning divides the sum of values by the sum of weights."""
+        self._team.check()  # every rank has reached this point
         return self._team.sum(tensor)
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
         return self._team.all_well(decision) if all else not self._team.all_well(not decision)
 
     def model_to_device(self) -> None:
-        """It is there, and the optimiser has its parameters. Lightning still takes the module's device for the CPU."""
+        """Do nothing: the model is there, and the optimiser has its parameters. Lightning still believes it is on the
+        CPU."""
 
     def teardown(self) -> None:
-        """Stay there: shards do not move."""
+        """Leave the model in place: shards do not move."""
 
 
 class ShardedStrategy(TeamStrategy):
-    """The same where each rank has a part of the model: a checkpoint holds all of it, as that of one device would."""
+    """Strategy for a sharded model: a checkpoint holds the whole model, in the same form as on one device."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """On the first rank; the others have nothing to write."""
+        """Return the whole model on the first rank; the others have nothing to write."""
         assert self.lightning_module is not None
         return parts.get_model_state_dict(self.lightning_module, options=_WHOLE)
 

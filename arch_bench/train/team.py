@@ -1,8 +1,8 @@
-"""What the processes of one run on several devices share: parts of a batch, gradients, figures, decisions.
+"""Communication between the processes of a run on several devices: parts of a batch, gradients, figures, decisions.
 
-All that they exchange goes through a `Team`; that of a run on one device does nothing. Gradients are exchanged when the
-backward pass is over, as a few large messages: that can be captured in a CUDA graph, and a compiled backward pass hands
-all of them over at once anyway.
+All exchanges go through a `Team`; on one device it does nothing. Gradients are exchanged after the backward pass, as a
+few large messages: this can be captured in a CUDA graph, and a compiled backward pass returns all gradients at once
+anyway.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from tasks.base import IGNORE
 
 T = TypeVar("T")
 BUCKET = 2**25
-"""Numbers of a message of gradients, at most: 128 MiB, far beyond where a link reaches its rate."""
+"""Maximum numbers per gradient message: 128 MiB, far beyond the size at which a link reaches its full rate."""
 
 
 class Place(NamedTuple):
-    """One process among those of a run."""
+    """The place of one process in a run."""
 
     rank: int = 0
     size: int = 1
     meeting: str = ""
-    """The file over which they find one another."""
+    """The rendezvous file of the processes."""
 
     def part(self, x: Tensor, dim: int) -> Tensor:
-        """The rows of `dim` that are this rank's: one part of `size`, in order.
+        """Return this rank's rows of `dim`: one of `size` equal parts, in order.
 
-        Rows that cannot be divided so are divided among fewer, and every part then goes to equally many ranks: a mean
-        over ranks is a mean over rows all the same.
+        If the rows do not divide evenly, they are split among fewer ranks and every part goes to equally many ranks, so
+        a mean over ranks still equals the mean over rows.
         """
         n_parts = math.gcd(x.shape[dim], self.size)
         return x if n_parts == 1 else x.chunk(n_parts, dim)[self.rank % n_parts].contiguous()
@@ -50,11 +50,11 @@ ALONE = Place()
 
 
 class OutOfMemoryElsewhereError(torch.OutOfMemoryError):
-    """Another device has no memory left."""
+    """Raised when another device has run out of memory."""
 
 
 class Team:
-    """A run on one device, which has nobody to share with."""
+    """A team of one device: nothing to share."""
 
     strategy = "single"
 
@@ -71,66 +71,66 @@ class Team:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether no rank holds all parameters."""
+        """True if no rank holds all parameters."""
         return False
 
     def share(self, model: nn.Module) -> None:
-        """Make one model of those of all ranks, before an optimiser is made for it."""
+        """Give all ranks the same model, before an optimiser is made for it."""
 
     def part_noise(self) -> None:
-        """Give each rank a random state of its own, where all have that of the first.
+        """Give each rank its own random state, when all share the state of the first.
 
-        Dropout must not leave out the same units in every part of a batch.
+        Dropout must not drop the same units in every part of a batch.
         """
 
     def pool(self, loss: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """From the mean loss over this rank's targets: what to differentiate, and the mean over all targets.
+        """Return the loss to differentiate, and the mean over all targets, from the mean loss over this rank's targets.
 
-        The gradients that `exchange` leaves are then those of the latter, however many targets each rank has.
+        The gradients after `exchange` are then those of the mean over all targets, however many targets each rank has.
         """
         return loss, loss.detach()
 
     def exchange(self, gradients: Sequence[Tensor]) -> None:
-        """Put the sum over ranks in the place of each gradient."""
+        """Replace each gradient by its sum over ranks."""
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """The norm of all gradients together, (), after `exchange`."""
+        """Return the norm of all gradients together, (), after `exchange`."""
         return nn.utils.get_total_norm(gradients)
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum over ranks."""
+        """Return the sum over ranks."""
         return x
 
     def clock(self) -> float:
-        """Seconds, the same on every rank: loops that go by it end together."""
+        """Return a time in seconds, the same on every rank: loops bounded by it end together."""
         return time.perf_counter()
 
     def all_well(self, is_well: bool) -> bool:
-        """Whether it is so on every rank."""
+        """Return True if `is_well` holds on every rank."""
         return is_well
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """A rank that runs out of memory within it ends it on the others, too, where they `check`."""
+        """Signal an out-of-memory error in this context to the other ranks; their `check` then raises."""
         try:
             yield
         except OutOfMemoryElsewhereError:
             raise
-        except RuntimeError:  # not every allocator has a class of its own for that
+        except RuntimeError:  # not every allocator has its own exception class
             self.all_well(False)
             raise
 
     def check(self) -> None:
-        """Raise OutOfMemoryElsewhereError if a rank tells so."""
+        """Raise OutOfMemoryElsewhereError if another rank has signalled one."""
         if not self.all_well(True):
             raise OutOfMemoryElsewhereError("out of memory on another device")
 
     def largest(self, value: float) -> float:
-        """The largest over ranks."""
+        """Return the largest value over ranks."""
         return value
 
     def together(self, name: str) -> str:
-        """What every rank says, each name once: as a row calls the kernels of a model that has several."""
+        """Join the names of all ranks, each once, as a row does for the kernels of a model."""
         return "+".join(dict.fromkeys(self.gather(name)))
 
     def gather(self, value: T) -> list[T]:
@@ -138,7 +138,7 @@ class Team:
         return [value]
 
     def whole(self, model: nn.Module) -> AbstractContextManager[object]:
-        """Within it, parameters can be used outside of `model.forward`."""
+        """Return a context in which parameters can be used outside `model.forward`."""
         return nullcontext()
 
 
@@ -146,7 +146,7 @@ SOLO = Team()
 
 
 class Replicas(Team):
-    """Every rank holds the whole model; gradients are summed over ranks."""
+    """A team whose ranks each hold the whole model; gradients are summed over ranks."""
 
     strategy = "ddp"
 
@@ -154,7 +154,7 @@ class Replicas(Team):
         super().__init__(place)
         self._device = device
         self._control = dist.new_group(backend="gloo") if device.type == "cuda" else dist.group.WORLD
-        """For what the hosts agree on while their devices are busy."""
+        """The group for decisions between hosts while their devices are busy."""
 
     def share(self, model: nn.Module) -> None:
         for tensor in (*model.parameters(), *model.buffers()):
@@ -167,7 +167,7 @@ class Replicas(Team):
 
     def pool(self, loss: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         n_scored = (targets != IGNORE).sum()
-        loss = torch.where(n_scored > 0, loss, 0.0)  # the mean of nothing is not a number
+        loss = torch.where(n_scored > 0, loss, 0.0)  # the mean over no targets is NaN
         sums = torch.stack((loss.detach().float() * n_scored, n_scored.float()))
         dist.all_reduce(sums)
         total, count = sums
@@ -207,10 +207,10 @@ class Replicas(Team):
 
 
 class Shards(Replicas):
-    """Every rank holds a part of each parameter, its gradient and its optimiser's state (`fully_shard`).
+    """A team whose ranks each hold a part of every parameter, gradient and optimiser state (`fully_shard`).
 
-    A block's parameters are gathered when it runs, forward and backward; those around the blocks (embedding, head)
-    stay gathered from forward to backward, since the loss reads the head's matrix by itself.
+    A block's parameters are gathered when it runs, forward and backward. Parameters outside the blocks (embedding,
+    head) stay gathered from forward to backward, because the loss reads the head's matrix directly.
     """
 
     strategy = "fsdp"
@@ -221,23 +221,23 @@ class Shards(Replicas):
 
     def share(self, model: nn.Module) -> None:
         super().share(model)
-        marks = {name: dict(vars(p)) for name, p in model.named_parameters()}  # who must not decay, for one
+        marks = {name: dict(vars(p)) for name, p in model.named_parameters()}  # such as the exemption from weight decay
         mesh = init_device_mesh(self._device.type, (self.size,))
         try:
             for block in cast("Iterable[nn.Module]", model.blocks):
                 fully_shard(block, mesh=mesh)
             fully_shard(model, mesh=mesh, reshard_after_forward=False)
-        except ValueError as error:  # a parameter that is a single number, for one
+        except ValueError as error:  # such as a parameter that is a single number
             raise Unsupported(f"trainer.strategy=fsdp: {error}") from error
         for name, parameter in model.named_parameters():
             vars(parameter).update(marks[name])
 
     def pool(self, loss: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         loss, mean = super().pool(loss, targets)
-        return loss * self.size, mean  # its backward pass takes the mean over ranks
+        return loss * self.size, mean  # FSDP's backward pass averages over ranks
 
     def exchange(self, gradients: Sequence[Tensor]) -> None:
-        """Nothing is left to do: the backward pass has summed them."""
+        """Do nothing: the backward pass has summed the gradients."""
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
         norm = super().norm(gradients)
@@ -259,7 +259,7 @@ TEAMS: dict[str, type[Replicas]] = {"ddp": Replicas, "fsdp": Shards}
 
 
 def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Gradients of one dtype that fit a message together; a larger one is a message of its own."""
+    """Yield groups of gradients of one dtype that fit a message; a larger gradient is a message of its own."""
     bucket: list[Tensor] = []
     n = 0
     for gradient in gradients:

@@ -1,4 +1,4 @@
-"""The Lightning Trainer of a cell: every argument is given, and nothing outside of the cell decides one."""
+"""The Lightning Trainer of a cell: every argument is passed, so nothing outside the cell sets one."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _GIVEN: dict[str, Any] = {
     "precision": "32-true",
     "overfit_batches": 0.0,
     "num_sanity_val_steps": 0,
-    "log_every_n_steps": 1,  # its "step" is a block of steps
+    "log_every_n_steps": 1,  # Lightning's "step" here is a block of steps
     "reload_dataloaders_every_n_epochs": 0,
     "enable_autolog_hparams": True,
-    "default_root_dir": os.devnull,  # no folder: on SLURM, Lightning loads a checkpoint that it finds in one
+    "default_root_dir": os.devnull,  # no folder: on SLURM, Lightning would load a checkpoint found in it
 }
-"""Lightning's own defaults but for a few. An argument left out would be taken from PL_TRAINER_<ARGUMENT>."""
+"""Lightning's own defaults, with a few exceptions. An omitted argument would be read from PL_TRAINER_<ARGUMENT>."""
 
 
 def make_trainer(
@@ -47,13 +47,13 @@ def make_trainer(
     files: CheckpointIO | None = None,
     **options: Any,
 ) -> L.Trainer:
-    """Build a Trainer for one process of a team. files: what reads and writes its checkpoints."""
+    """Build a Trainer for one process of a team. files: the IO plugin for its checkpoints."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 on torch 2.13
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are made on the device, in one call
-    warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # a phase is one process, and has been started
+    warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # a phase is one process, already started
     warnings.filterwarnings("ignore", ".*GPU available but not used.*")  # device=cpu is the user's choice
-    rank_zero_only.rank = team.rank  # type: ignore[attr-defined]  # its import took it from RANK and the like
+    rank_zero_only.rank = team.rank  # type: ignore[attr-defined]  # set at import from RANK and similar
     own = OwnProcesses(team)
     trainer = L.Trainer(
         accelerator="gpu" if device.type == "cuda" else device.type,
@@ -63,16 +63,16 @@ def make_trainer(
         plugins=[own] if files is None else [own, files],
         **_GIVEN | _ways(team, device) | options,
     )
-    trainer.callbacks = callbacks  # type: ignore[attr-defined]  # without those that installed packages add to every Trainer
+    trainer.callbacks = callbacks  # type: ignore[attr-defined]  # drops those that installed packages add
     return trainer
 
 
 def _ways(team: Team, device: torch.device) -> dict[str, Any]:
-    """Options of a Trainer that is alone, or one of a team."""
+    """Return the Trainer options for a single device or for one of a team."""
     if team.strategy == "single":
         return {"strategy": "auto", "devices": 1, "inference_mode": True}
     place = torch.device(device.type, team.rank if device.type == "cuda" else 0)
     devices = [team.rank] if device.type == "cuda" else 1
-    no_traces = {"inference_mode": False}  # parameters that were gathered in it could not be trained
+    no_traces = {"inference_mode": False}  # parameters gathered in inference mode could not be trained
     kind = ShardedStrategy if team.is_sharded else TeamStrategy
     return {"strategy": kind(team, place), "devices": devices} | no_traces
