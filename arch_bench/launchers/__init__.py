@@ -1,1 +1,1 @@
-"""Where the cells of a sweep run: one file per engine."""
+"""Launchers that run the cells of a sweep: one file per engine."""

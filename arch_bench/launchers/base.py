@@ -1,4 +1,4 @@
-"""What every launcher takes and gives: jobs, and what became of them."""
+"""Interface of every launcher: jobs in, results out."""
 
 from __future__ import annotations
 
@@ -20,50 +20,51 @@ from arch_bench.results import FULL, Outcome, Row, Unsaved, claim_path
 
 
 class Job(NamedTuple):
-    """A cell to run, and what to call it."""
+    """Cell to run, with its label."""
 
     cell: Cell
     label: str
 
 
 class Done(NamedTuple):
-    """What became of a job."""
+    """Result of a job."""
 
     job: Job
     rows: list[Row]
     mistake: str | None = None
-    """The user's, in one line: the cell cannot be run."""
+    """The user's mistake in one line: the cell cannot be run."""
     bug: str | None = None
-    """One of the harness or of a part, met before there was a shape whose row could hold it."""
+    """Bug of the harness or of a part, raised before any shape existed whose row could record it."""
     lines: tuple[str, ...] = ()
-    """What has not been printed yet."""
+    """Lines that are not printed yet."""
     taken: Path | None = None
-    """The claim of another sweep, which runs this cell: it has no answer yet."""
+    """Claim of another sweep that runs this cell: there is no result yet."""
     full: str | None = None
-    """The disk takes nothing more, in one line: no other job can have an answer either."""
+    """Error of a full disk in one line: no other job can have a result either."""
 
 
 class Crowded(Exception):
-    """Of a seating: a shape ran out of memory beside others, and cannot be alone where it is; it may be elsewhere."""
+    """Raised when a shape fails on a shared device and needs its own, which this seating cannot give."""
 
 
 class Launcher(ABC):
-    """Runs jobs; it gives each back when it has ended, in any order."""
+    """Runner of jobs: it yields the result of each as it ends, in any order."""
 
     @abstractmethod
     def run(self, jobs: Sequence[Job]) -> Iterator[Done]: ...
 
 
 def attempt(job: Job, say: Callable[[str], None], seating: Seating = anywhere) -> Done:
-    """Run a job in this process and its fresh ones. `say` hears of every row as it comes.
+    """Run a job in this process and in fresh ones. `say` is called with a line for every row as it arrives.
 
-    Raises nothing that concerns this cell only, except Crowded, and a bug with `isolate=false`, for a debugger.
+    Errors of this cell alone end in the result. Only Crowded is raised, and with `isolate=false` any bug, so that a
+    debugger can catch it.
     """
     try:
         rows = run_cell(job.cell, lambda row: say(line(row)), lambda text: say(f"    {text}"), seating)
     except (ConfigError, OSError) as error:
         for row in error.rows if isinstance(error, Unsaved) else ():
-            say(line(row))  # which nobody can read anywhere else
+            say(line(row))  # these rows are on no disk
         return _hindered(job, error)
     except claim.Taken as taken:
         say(f"    left to another sweep, which runs it ({taken.path})")
@@ -83,17 +84,18 @@ def _hindered(job: Job, error: ConfigError | OSError) -> Done:
 
 
 def attempt_silently(job: Job, seating: Seating = anywhere) -> Done:
-    """The same where others print too: all of its lines come with the answer."""
+    """Run a job like `attempt`, but return its lines with the result: other jobs print at the same time."""
     lines: list[str] = [job.label]
     done = attempt(job, lines.append, seating)
     return done._replace(lines=tuple(lines))
 
 
 def run_all(launcher: Launcher, jobs: Sequence[Job], patience_s: float = math.inf) -> Iterator[Done]:
-    """Run jobs, and wait for those that other sweeps run: for their rows, or for their turn here.
+    """Run jobs and yield their results; wait for jobs that other sweeps run, for their rows or for a turn here.
 
-    Jobs of one claim (they differ in how a phase measures only) never run at the same time: they would wait for each
-    other. What is still taken when nothing has ended for `patience_s` is given back so. A full disk ends it all.
+    Jobs that share a claim (they differ only in how a phase measures) never run at the same time: they would wait for
+    each other. If no claim ends within `patience_s`, the jobs still taken are yielded as taken. A full disk ends
+    everything.
     """
     left, taken = list(jobs), list[Done]()
     while left or taken:
@@ -124,7 +126,7 @@ def run_all(launcher: Launcher, jobs: Sequence[Job], patience_s: float = math.in
 
 
 def _apart(jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
-    """The first of each claim, and the others."""
+    """Split jobs into the first of each claim and the others."""
     firsts: dict[Path, Job] = {}
     others = []
     for job in jobs:
@@ -134,7 +136,7 @@ def _apart(jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
 
 
 def _claim(cell: Cell) -> Path:
-    """Of a cell as it runs here, where it can."""
+    """Return the claim path of a cell, settled for this machine if it can run here."""
     with suppress(ConfigError):
         cell = settle(cell, is_elsewhere=True)
     return claim_path(cell.results_dir, cell.model_dump())
@@ -145,10 +147,10 @@ def _is_on_disk(job: Job) -> bool:
 
 
 def lost(job: Job, reason: str, *, is_here: bool) -> Done:
-    """What became of a job whose process on some machine ended without an answer: rows that crashed.
+    """Return the result of a job whose process ended without an answer: rows with status `crashed`.
 
-    is_here: on this machine. On another one nobody knows what `device=auto` meant, nor under which key the rows would
-    be: they are told, and not saved.
+    is_here: the process ran on this machine. On another machine, the value of `device=auto` and so the rows' key are
+    unknown here: the rows are then reported, but not saved.
     """
     cell = job.cell
     try:
@@ -165,7 +167,7 @@ def _unsaved(cell: Cell, reason: str) -> list[Row]:
 
 
 def engine(launcher: str, package: str) -> Any:
-    """The module that does the work. Raises ConfigError where it is not installed."""
+    """Import the module that does the work. Raises ConfigError if it is not installed."""
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
@@ -175,6 +177,6 @@ def engine(launcher: str, package: str) -> Any:
 
 
 def check_isolated(launcher: str, jobs: Sequence[Job]) -> None:
-    """Raises ConfigError."""
+    """Check that every job is isolated. Raises ConfigError."""
     if not all(job.cell.isolate for job in jobs):
         raise ConfigError(f"isolate=false: launcher={launcher} runs every phase in a process of its own; isolate=true")

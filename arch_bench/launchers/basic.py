@@ -1,4 +1,4 @@
-"""One cell after the other."""
+"""Launcher that runs one cell after the other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from arch_bench.launchers.base import Done, Job, Launcher, attempt
 
 
 class Basic(Launcher):
-    """Runs the jobs in their order, and prints as they go."""
+    """Launcher that runs the jobs in order and prints their progress."""
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
         for job in jobs:

@@ -1,4 +1,4 @@
-"""Several cells at once on all devices of this machine, by threads of joblib; what a cell measures is in processes."""
+"""Run several cells at once on all devices of this machine, in joblib threads; each cell measures in processes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from arch_bench.results import load
 from arch_bench.runtime import workers
 
 MANY = 8
-"""Cells on one GPU, at most, when nobody says how many: by MPS an H200 gave 8 small ones 1.15 times the steps of one,
-16 took fewer, and without MPS the number hardly mattered (results/published/packing)."""
+"""Maximum number of cells on one GPU with pack=auto.
+
+With MPS, 8 small cells on an H200 made 1.15 times the steps of one and 16 made fewer; without MPS the number hardly
+mattered (results/published/packing).
+"""
 
 
 class Joblib(Launcher):
-    """Runs up to `pack` cells on each device at the same time; a timed phase has its device to itself.
+    """Launcher that runs up to `pack` cells on each device at once; a timed phase has its device to itself.
 
     Args:
-        pack: cells on one device; auto: one for every two CPU cores of a GPU, at most MANY, or for every two of a CPU.
-        mps: whether GPU processes share the device by NVIDIA's MPS; auto: where it can be started.
+        pack: cells on one device; auto: one for every two CPU cores in a device's share, and at most MANY on a GPU.
+        mps: True to share GPUs between processes through NVIDIA's MPS; auto: if MPS can be started.
 
-    Raises ConfigError for a number of cells below 1, for mps=true where it cannot be started, and for cells that are
-    not isolated or want several GPUs.
+    Raises ValueError for a `pack` below 1, and ConfigError for mps=true where MPS cannot be started and for cells that
+    are not isolated or need several GPUs.
     """
 
     def __init__(self, *, pack: int | Literal["auto"], mps: bool | Literal["auto"]) -> None:
@@ -50,7 +53,7 @@ class Joblib(Launcher):
         pack = per_device(len(devices), is_gpu=is_gpu, pack=self._pack)
         n_seats = min(pack, math.ceil(len(jobs) / len(devices)))  # few cells get more memory each
         n_jobs = min(len(jobs), n_seats * len(devices))
-        n_sharing = n_jobs if is_gpu else pack  # a CPU's rows tell their threads: the same for the last cells as before
+        n_sharing = n_jobs if is_gpu else pack  # rows record CPU threads: keep them equal for the last cells
         with self._service(is_gpu=is_gpu) as env:
             seats = Seats([_allotted(device, env, n_sharing, len(devices)) for device in devices], n_seats)
             seats.learn(load(sorted({Path(job.cell.results_dir) for job in jobs})))
@@ -67,7 +70,7 @@ class Joblib(Launcher):
 
     @contextmanager
     def _service(self, *, is_gpu: bool) -> Iterator[Mapping[str, str]]:
-        """What processes need to share a GPU by MPS, for as long as they may; nothing where they take turns."""
+        """Run MPS for the block and yield the variables that processes need; yield none where they take turns."""
         with ExitStack() as stack:
             env: Mapping[str, str] = {}
             try:
@@ -79,7 +82,7 @@ class Joblib(Launcher):
 
 
 def devices_of(name: str) -> list[Device]:
-    """The devices of that kind with their memory; in a process of its own, for looking at a GPU takes some."""
+    """List the devices of that kind with their memory. Call it in its own process: querying a GPU takes memory."""
     import torch
 
     from arch_bench.runtime.measure import pick_device
@@ -93,7 +96,7 @@ def devices_of(name: str) -> list[Device]:
 
 
 def per_device(n_devices: int, *, is_gpu: bool, pack: int | Literal["auto"]) -> int:
-    """Cells at the same time on each device."""
+    """Return the number of cells that run at the same time on each device."""
     from arch_bench.runtime.threads import usable_cores
 
     if pack != "auto":
@@ -103,13 +106,13 @@ def per_device(n_devices: int, *, is_gpu: bool, pack: int | Literal["auto"]) -> 
 
 
 def _allotted(device: Device, env: Mapping[str, str], n_sharing: int, n_devices: int) -> Device:
-    """CPU threads are shared out: more than there are cores slow each other down severalfold."""
+    """Return the device with its share of the CPU threads: more threads than cores are severalfold slower."""
     own = device.env | dict(env)
     return Device(own | _threads(n_sharing), device.capacity, timed_env=own | _threads(n_devices))
 
 
 def _threads(n: int) -> dict[str, str]:
-    """Those of one process of n; alone it takes what it takes under any launcher."""
+    """Return the thread variable for one of n processes; a single process keeps the default of every launcher."""
     from arch_bench.runtime.threads import usable_cores
 
     return {} if n == 1 else {"ARCH_BENCH_THREADS": str(max(1, usable_cores() // n))}

@@ -1,7 +1,7 @@
-"""NVIDIA's multi-process service (MPS): processes that share a GPU run on it side by side, rather than in turns.
+"""NVIDIA's multi-process service (MPS): processes that share a GPU run side by side instead of in turns.
 
-The service is a daemon of its own. It is started in a temporary folder, for the processes that get its environment,
-and no setting of the GPU is touched.
+The service is a separate daemon. It starts in a temporary folder, serves only processes that get its environment, and
+changes no GPU setting.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from arch_bench.runtime import scratch
 
 CONTROL = "nvidia-cuda-mps-control"
 _ANSWER_S = 5.0
-"""Seconds within which the daemon starts, or answers."""
+"""Time limit in seconds for the daemon to start, or to answer."""
 _END_S = 30.0
-"""Seconds within which it is gone: it is asked, and killed after about 20."""
+"""Time limit in seconds for the daemon to end: it is asked to quit, and killed after about 20."""
 
 _WATCHER = f"""
 read -r _
@@ -33,15 +33,15 @@ if [ -n "$pid" ]; then
 fi
 rm -rf "$0"
 """
-"""Waits for a line, or for the end of its input, which comes when its parent dies, however that dies; then ends MPS."""
+"""Shell script that ends MPS after a line of input, or at the end of input, which any death of its parent causes."""
 
 
 class Unavailable(Exception):
-    """MPS could not be started; the message says why."""
+    """Raised when MPS cannot be started; the message gives the reason."""
 
 
 def obstacle() -> str:
-    """Why MPS cannot be started here; empty when nothing speaks against it. Starting may fail all the same."""
+    """Return the reason why MPS cannot start here; empty if there is none, though starting may still fail."""
     if shutil.which(CONTROL) is None:
         return f"no {CONTROL} on PATH that may be run"
     if _answers(os.environ.copy()):
@@ -53,15 +53,15 @@ def obstacle() -> str:
 def service() -> Iterator[dict[str, str]]:
     """Run MPS within the block, and yield the variables that make a process its client.
 
-    They are set in this process too, for the children that it starts within. A process that exists already, a
-    forkserver's children among them, must set them before it first touches CUDA. When the block ends, the daemon ends,
-    with what clients it has left; and so it does when this process dies, by whatever signal.
+    The variables are also set in this process, for the children that it starts inside the block. A process that
+    already exists, including children of a forkserver, must set them before it first uses CUDA. The daemon and its
+    remaining clients end with the block, or with this process, whichever signal kills it.
 
     Raises Unavailable.
     """
     if why := obstacle():
         raise Unavailable(why)
-    folder = Path(tempfile.mkdtemp(prefix="mps-", dir=scratch.short()))  # sockets will be in it
+    folder = Path(tempfile.mkdtemp(prefix="mps-", dir=scratch.short()))  # short, because sockets live in it
     ours = {"CUDA_MPS_PIPE_DIRECTORY": str(folder / "pipe"), "CUDA_MPS_LOG_DIRECTORY": str(folder / "log")}
     for name in ours.values():
         Path(name).mkdir()
@@ -78,13 +78,13 @@ def service() -> Iterator[dict[str, str]]:
 
 
 def _watch(folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """In a session of its own: what a terminal sends to a whole group does not reach it."""
+    """Start the watcher in its own session, so that signals sent to a terminal's process group do not reach it."""
     command = ["sh", "-c", _WATCHER, str(folder)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
 
 
 def _release(watcher: subprocess.Popen[bytes]) -> None:
-    """A line, not the pipe's end: a forked child may hold the pipe open."""
+    """Send the watcher a line rather than closing the pipe: a forked child may hold the pipe open."""
     try:
         watcher.communicate(b"\n", timeout=_END_S)
     except subprocess.TimeoutExpired:
@@ -93,7 +93,7 @@ def _release(watcher: subprocess.Popen[bytes]) -> None:
 
 
 def _start(folder: Path, environment: dict[str, str]) -> None:
-    said = folder / "start"  # a file: the daemon keeps what it is given open, and a pipe would never end
+    said = folder / "start"  # a file: the daemon keeps its output open, so a pipe would never end
     with said.open("wb") as output:
         try:
             done = subprocess.run(
@@ -119,18 +119,18 @@ def _start(folder: Path, environment: dict[str, str]) -> None:
 
 
 def n_clients() -> int:
-    """Processes that are clients of the service now, of every user's server."""
+    """Count the current clients of the service, over the servers of all users."""
     servers = (_ask("get_server_list", os.environ.copy()) or "").split()
     return sum(len((_ask(f"get_client_list {server}", os.environ.copy()) or "").split()) for server in servers)
 
 
 def _answers(environment: dict[str, str]) -> bool:
-    """Whether a daemon listens in the folder that the environment names, or in the usual one."""
+    """Check if a daemon listens in the folder that the environment names, or in the default one."""
     return _ask("get_server_list", environment) is not None
 
 
 def _ask(command: str, environment: dict[str, str]) -> str | None:
-    """What the daemon answers; None when none does."""
+    """Send the daemon a command and return its answer; None if no daemon answers."""
     try:
         done = subprocess.run(
             [CONTROL],

@@ -1,4 +1,4 @@
-"""Cells as tasks of a Ray cluster, with a share of its CPUs and GPUs each; what a cell measures is in processes."""
+"""Run cells as tasks of a Ray cluster, each with a share of its CPUs and GPUs; each cell measures in processes."""
 
 from __future__ import annotations
 
@@ -21,41 +21,43 @@ from arch_bench.runtime import scratch
 from arch_bench.runtime.workers import GRACE_S, Setting
 
 GLANCE_S = 0.2
-"""How often to look for results. A signal that meets Ray's own waiting might be lost in it."""
+"""Seconds between polls for results: Ray's own blocking wait might swallow a signal."""
 STORE_BYTES = 100 * 2**20
-"""Shared memory of a cluster of our own: cells and rows are small."""
+"""Shared memory of a cluster that we start: cells and rows are small."""
 _OWN: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE_BYTES}
 _ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Without clusters of several machines, Ray listens on the loopback interface only: whoever reaches one of its ports
-may run what they like."""
+"""Variable that disables clusters of several machines.
+
+Ray then listens on the loopback interface only: access to one of its ports is enough to run arbitrary code.
+"""
 LONGEST = 40
-"""Bytes of a folder's path that leave room for Ray's sockets below it."""
+"""Maximum length in bytes of a folder's path, so that Ray's socket paths below it fit."""
 Node = dict[str, float]
-"""What a node of the cluster has: CPU, GPU and more."""
+"""Resources of a node in the cluster: CPU, GPU and others."""
 
 
 class Share(NamedTuple):
-    """What a cell takes of a node."""
+    """Share of a node that a cell takes."""
 
     cpus: float
     gpus: float
 
     @property
     def is_shared(self) -> bool:
-        """Others are on the same GPU."""
+        """True if other cells use the same GPU."""
         return 0 < self.gpus < 1
 
 
 class Ray(Launcher):
-    """Runs every cell as a task, as many at a time as the cluster has room for; none is tried twice.
+    """Launcher that runs every cell as a task, as many at once as the cluster has room for; Ray retries none.
 
     Args:
-        address: of a running cluster (auto, or host:port); null: one is started on this machine, and stopped.
-        num_cpus: of each cell; so many threads it has, at least one.
-        num_gpus: of each cell that may use one, also a part of one; auto: 1 where the cluster has any.
+        address: address of a running cluster (auto, or host:port); null: start one on this machine and stop it after.
+        num_cpus: CPUs per cell, which is also its number of threads (at least one).
+        num_gpus: GPUs, or a fraction of one, per cell that can use a GPU; auto: 1 if the cluster has any.
 
-    Raises ConfigError for what no node of the cluster has, for a cluster that does not answer, and for cells that are
-    not isolated.
+    Raises ConfigError for a share that no node of the cluster has, for a cluster that does not answer, and for cells
+    that are not isolated.
     """
 
     def __init__(self, *, address: str | None, num_cpus: float, num_gpus: float | Literal["auto"]) -> None:
@@ -70,7 +72,7 @@ class Ray(Launcher):
             return
         check_isolated("ray", jobs)
         if self._address is None:
-            os.environ[_ONE_MACHINE] = "0"  # Ray reads it as it is imported
+            os.environ[_ONE_MACHINE] = "0"  # Ray reads it on import
         with self._cluster(engine("ray", "ray")) as ray:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             shares = [self.share(job.cell, nodes) for job in jobs]
@@ -81,15 +83,15 @@ class Ray(Launcher):
     @contextmanager
     def _cluster(self, ray: Any) -> Iterator[Any]:
         own = _OWN | _short_folder() if self._address is None else {}
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a benchmark reports to nobody
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # who asked for no GPU sees none
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a benchmark sends no usage reports
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a task without GPUs sees none
         handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
         try:
             ray.init(address=self._address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(f"launcher.address={self._address}: {_first_line(error)}") from None
         finally:
-            for signum, handler in handlers.items():  # Ray's own would end this process and ask no task to save
+            for signum, handler in handlers.items():  # Ray's handlers would end this process before tasks can save
                 signal.signal(signum, handler)
         try:
             yield ray
@@ -97,7 +99,7 @@ class Ray(Launcher):
             ray.shutdown()
 
     def share(self, cell: Cell, nodes: list[Node]) -> Share:
-        """A cell with a timed phase has a whole GPU, or the largest node without one: others would spoil its times."""
+        """Return a cell's share: a whole GPU or the largest node for a timed phase, whose times others would spoil."""
         n_devices, is_timed, gpus = cell.trainer.devices, _is_timed(cell), self._gpus(cell, nodes)
         if gpus:
             is_whole = is_timed or n_devices > 1
@@ -127,7 +129,7 @@ class Ray(Launcher):
 
 
 def check(shares: list[Share], nodes: list[Node]) -> None:
-    """Raises ConfigError for a share that no node can ever give: Ray would wait for it without a word."""
+    """Check that some node can give each share: Ray would wait silently for an impossible one. Raises ConfigError."""
     for share in sorted(set(shares)):
         if not any(share.cpus <= node.get("CPU", 0) and share.gpus <= node.get("GPU", 0) for node in nodes):
             asked = f"launcher.num_cpus={share.cpus:g}, launcher.num_gpus={share.gpus:g}"
@@ -135,19 +137,19 @@ def check(shares: list[Share], nodes: list[Node]) -> None:
 
 
 def _short_folder() -> dict[str, str]:
-    """The folder of a cluster's sockets, where TMPDIR has too long a path for them."""
+    """Return the option for a short socket folder, if the path of TMPDIR is too long for Ray's sockets."""
     folder = scratch.short(LONGEST)
     return {} if str(folder) == tempfile.gettempdir() else {"_temp_dir": str(folder / "ray")}
 
 
 class _Tasks:
-    """The tasks of some jobs. is_here: the cluster is this machine."""
+    """Tasks of some jobs. is_here: the cluster is this machine."""
 
     def __init__(self, ray: Any, *, is_here: bool) -> None:
         self._ray, self._is_here = ray, is_here
         self._function = ray.remote(max_retries=0)(_attempt)
         self._jobs: dict[Any, Job] = {}
-        """By the reference to the answer of a task under way."""
+        """Jobs of running tasks, by Ray's reference to the result."""
 
     def run(self, jobs: Sequence[Job], shares: list[Share]) -> Iterator[Done]:
         try:
@@ -181,7 +183,7 @@ class _Tasks:
             yield done
 
     def _cancel(self) -> None:
-        """Ask for the end of all that is under way, and wait until it has saved."""
+        """Cancel all running tasks and wait until they have saved."""
         for task in self._jobs:
             self._ray.cancel(task)
         if self._jobs:
@@ -189,9 +191,9 @@ class _Tasks:
 
 
 def _attempt(job: Job, folder: str, share: Share) -> Done | None:
-    """Run a job in a worker of Ray; None: it needs a whole GPU."""
+    """Run a job in a Ray worker; return None if it needs a whole GPU."""
     os.chdir(folder)
-    vars(sys.modules["__main__"]).pop("__file__", None)  # or each process would run Ray's own script again
+    vars(sys.modules["__main__"]).pop("__file__", None)  # otherwise each process would run Ray's own script again
     try:
         return attempt_silently(job, seating(share))
     except Crowded:
@@ -199,7 +201,7 @@ def _attempt(job: Job, folder: str, share: Share) -> Done | None:
 
 
 def seating(share: Share) -> Seating:
-    """Every shape where the task is. Raises Crowded for one that is to run again alone, and is not."""
+    """Return a seating on the task's own share. It raises Crowded for a shape that must run alone on a shared GPU."""
     threads = str(max(1, int(share.cpus)))
     env = {"ARCH_BENCH_THREADS": threads, "TORCHINDUCTOR_COMPILE_THREADS": threads}
 

@@ -1,9 +1,9 @@
-"""Seats on the devices of one machine: who may run where, how many beside each other, and with how much memory.
+"""Seats on the devices of one machine: which shapes run where, how many share a device, and their memory.
 
-A cell that is timed has its device to itself. One that trains shares it with as many others as fit: by what cells like
-it were seen to hold, or, while none has been seen, by an equal share. One that runs out of memory beside others runs
-again alone, and only then is out of memory; so does one that the device failed, for under MPS the fault of one process
-ends all of them.
+A timed shape has its device to itself. A training shares its device with as many others as fit, judged by the memory
+that similar cells were seen to use, or by an equal share while there is no such record. A shape that runs out of
+memory beside others runs again alone, and only then counts as out of memory. The same holds after a device error,
+because under MPS a fault of one process ends all of them.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ from arch_bench.results import Row
 from arch_bench.runtime.workers import Setting
 
 RESERVE = 0.05
-"""Share of a device's memory that is given to nobody: allocators round up."""
+"""Share of a device's memory that stays unassigned: allocators round up."""
 HEADROOM = 1.1
-"""A seat's memory over what the like of it was seen to hold."""
+"""Ratio of a seat's memory to the memory that similar cells were seen to use."""
 
 
 @dataclass
 class Device:
-    """One device, with who is on it."""
+    """Device with its current users."""
 
     env: dict[str, str]
-    """What makes a process see this device only, with its share of the cores."""
+    """Environment that limits a process to this device and its share of the cores."""
     capacity: int
-    """Bytes."""
+    """Memory in bytes."""
     timed_env: dict[str, str] = field(default_factory=dict)
-    """The same for a phase that is timed, which nobody is beside."""
+    """Environment for a timed phase, which has the device to itself."""
     used: dict[int, int] = field(default_factory=dict)
-    """Bytes of each seat taken."""
+    """Bytes of each occupied seat, by thread."""
     is_reserved: bool = False
-    """Somebody has, or waits for, all of it."""
+    """True while a shape has, or waits for, the whole device."""
 
     def has_room(self, need: int, n_seats: int) -> bool:
-        """For one more beside the others; the first always fits, whatever it needs."""
+        """Check if one more shape fits; the first always does, whatever it needs."""
         if self.is_reserved or len(self.used) >= n_seats:
             return False
         return not self.used or sum(self.used.values()) + need <= self.given
 
     @property
     def given(self) -> int:
-        """Bytes for all seats together."""
+        """Bytes available to all seats together."""
         return int(self.capacity * (1 - RESERVE))
 
 
 class Seats:
-    """Gives shapes their seats (a `run.Seating`), each in its own thread.
+    """Allocator of seats (a `run.Seating`) for shapes that each run in their own thread.
 
-    n_seats: on each device, at most.
+    n_seats: maximum number of seats on each device.
     """
 
     def __init__(self, devices: list[Device], n_seats: int) -> None:
@@ -80,12 +80,12 @@ class Seats:
                 self._change.notify_all()
 
     def learn(self, rows: Iterable[Row]) -> None:
-        """Note what the processes behind these rows held."""
+        """Record the memory that the processes behind these rows used."""
         with self._change:
             for row in rows:
                 if row.process_bytes is None:
                     continue
-                with suppress(ValidationError):  # of a time when cells had other keys
+                with suppress(ValidationError):  # an old row, whose cell had other keys
                     like = _like(Cell.model_validate(row.config), row.kind)
                     self._seen[like] = max(self._seen.get(like, 0), row.process_bytes)
             self._change.notify_all()
@@ -97,7 +97,7 @@ class Seats:
             return device
 
     def _roomy(self, cell: Cell, shape: Shape) -> Device:
-        """The device with the fewest on it that has room."""
+        """Return the device with the fewest users that has room; wait for one if necessary."""
         while True:
             for device in sorted(self._devices, key=lambda device: len(device.used)):
                 if device.has_room(self._need(cell, shape, device), self._n_seats):
@@ -105,7 +105,7 @@ class Seats:
             self._change.wait()
 
     def _empty(self) -> Device:
-        """Nobody else is let onto it until those there have left."""
+        """Reserve a device, so that no other shape enters, and return it once its users have left."""
         while True:
             free = [device for device in self._devices if not device.is_reserved]
             if free:
@@ -123,7 +123,7 @@ class Seats:
 
 
 def _like(cell: Cell, kind: str) -> tuple[object, ...]:
-    """What memory depends on, rather than the seed or a rate."""
+    """Return the settings that memory depends on: not the seed or the learning rate, for example."""
     trainer = cell.trainer
     sizes = (cell.seq_len, cell.d_model, cell.n_layers, trainer.batch_size, max(cell.eval_scales), cell.precision)
     return (kind, cell.backbone_name, cell.task_name, *sizes)

@@ -1,4 +1,4 @@
-"""Cells as jobs of SLURM, by submitit; within a job another launcher shares out the devices that it was given."""
+"""Run cells as SLURM jobs through submitit; inside a job, another launcher distributes its devices."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from arch_bench.launchers.base import Done, Job, Launcher, check_isolated, engin
 from arch_bench.runtime import workers
 
 POLL_S = {"slurm": 5.0, "local": 0.5}
-"""How often to look for answers."""
+"""Seconds between polls for results."""
 PATIENCE_S = 3600.0
-"""How long SLURM may let a job live after SIGTERM. What it has to kill runs again; what ends by itself is over."""
+"""Seconds to wait after SIGTERM for SLURM's kill: SLURM reruns a job that it kills, but not one that ends by itself."""
 CLAIMED_S = 2 * LEASE_S
-"""How long a job waits for cells that others run: those of its own earlier life are free by then."""
+"""Seconds that a job waits for cells that others run: claims from its own earlier run have lapsed by then."""
 
 
 class Submitit(Launcher):
-    """Submits the cells as an array of jobs, and gives them back as jobs end.
+    """Launcher that submits the cells as an array of jobs and yields their results as jobs end.
 
-    A job that has to make way, or whose time is nearly over, saves and is queued again; then it goes on.
+    A job that is preempted or nearly out of time saves, is queued again and then continues.
 
     Args:
-        cluster: slurm; or local: processes on this machine, for trying out.
+        cluster: slurm; or local: processes on this machine, for a trial run.
         within: the launcher inside a job.
-        cells_per_job: they share its devices and its time.
-        timeout_min: of a job.
-        signal_delay_s: how long before that it saves, and is queued again.
-        max_timeouts: how often, at most; making way is not counted.
-        partition, account, gpus_per_node, cpus_per_task, mem_gb: as SLURM has them; null: its default.
-        array_parallelism: jobs at the same time, at most.
-        setup: lines of shell before a job.
+        cells_per_job: number of cells that share a job's devices and time.
+        timeout_min: time limit of a job in minutes.
+        signal_delay_s: seconds before the time limit at which a job saves and is queued again.
+        max_timeouts: maximum number of such restarts; preemption is not counted.
+        partition, account, gpus_per_node, cpus_per_task, mem_gb: as in SLURM; null: SLURM's default.
+        array_parallelism: maximum number of jobs at the same time.
+        setup: shell lines that run before a job.
         options: other options of sbatch, by name.
 
-    Raises ConfigError without SLURM, for what SLURM does not take, and for cells that are not isolated.
+    Raises ConfigError without SLURM, for options that SLURM refuses, and for cells that are not isolated.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Submitit(Launcher):
         )
         try:
             tasks = executor.submit_array(batches)
-        except submitit.core.utils.FailedJobError as error:  # that of sbatch
+        except submitit.core.utils.FailedJobError as error:  # sbatch failed
             raise ConfigError(f"launcher=submitit: {_why(str(error))}") from None
         number = tasks[0].job_id.partition("_")[0]
         jobs = "1 job" if len(tasks) == 1 else f"{len(tasks)} jobs"
@@ -142,7 +142,7 @@ class Submitit(Launcher):
 
 
 class Batch:
-    """The cells of one job, from inside it. Queued again, it goes on with those that are left."""
+    """Cells of one job, run inside it. A job that is queued again continues with the remaining cells."""
 
     def __init__(self, jobs: Sequence[Job], within: Launcher) -> None:
         self.jobs = list(jobs)
@@ -150,7 +150,7 @@ class Batch:
         self._done: list[Done] = []
 
     def __call__(self) -> list[Done]:
-        os.environ.pop("SLURM_NTASKS", None)  # or Lightning takes ranks, signals and requeueing from SLURM
+        os.environ.pop("SLURM_NTASKS", None)  # otherwise Lightning takes ranks, signals and requeueing from SLURM
         signal.signal(signal.SIGTERM, _make_way)
         for done in run_all(self._within, list(self._left), patience_s=CLAIMED_S):
             print(*done.lines, sep="\n", flush=True)
@@ -159,14 +159,14 @@ class Batch:
         return self._done
 
     def checkpoint(self) -> Any:
-        """submitit asks for this at its signal, and then has it run in another job."""
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the queue sends next
+        """Save and return the submission for another job; submitit calls this when its signal arrives."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the queue sends it next
         workers.end_all()
         return engine("submitit", "submitit").helpers.DelayedSubmission(self)
 
 
 def _make_way(*_: Any) -> None:
-    """Preempted or cancelled: save, and wait to be killed, or for submitit's own signal."""
+    """Handle preemption or cancellation: save, then wait to be killed, or for submitit's own signal."""
     workers.end_all()
     if "SLURM_JOB_ID" in os.environ:
         time.sleep(PATIENCE_S)
@@ -174,7 +174,7 @@ def _make_way(*_: Any) -> None:
 
 
 def _why(message: str) -> str:
-    """The last line of what a job, or sbatch, left behind: submitit quotes it between lines of dashes."""
+    """Return the last line of a job's or sbatch's output, which submitit quotes between lines of dashes."""
     _, *quoted = re.split(r"\n-{10,}\n", message)
     lines = (quoted[0] if quoted else message).strip().splitlines()
     return lines[-1].strip() if lines else "no output"
