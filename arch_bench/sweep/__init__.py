@@ -1,1 +1,1 @@
-"""The cells of one command: protocols, searches, the plan."""
+"""Protocols, searches and plans for the cells of one command."""

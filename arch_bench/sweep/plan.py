@@ -1,4 +1,4 @@
-"""What a round of a sweep has to do: how many cells there are, are done, failed and remain, and how long that takes."""
+"""Plan a round of a sweep: count finished, failed and remaining cells, and estimate the time."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ NO_ESTIMATE = " (no estimate: nothing like them has been run here)"
 
 
 class Plan(NamedTuple):
-    """The cells of a round, by what is on disk."""
+    """Cells of a round, sorted by their rows on disk."""
 
     done: list[Cell]
     failed: list[Cell]
-    """Those that crashed or ran out of time before; they are tried again."""
+    """Cells that crashed or ran out of time before; they are retried."""
     missing: list[Cell]
     seconds: float | None
-    """For the failed and the missing, one after the other; None when nothing like them has been run here."""
+    """Estimated time of the failed and missing cells in sequence; None if no similar cell has run here."""
     mistakes: list[str]
-    """Of the missing, those that cannot be run: the user's mistakes, in one line each."""
+    """User mistakes that keep missing cells from running, one line each."""
 
     @property
     def remaining(self) -> list[Cell]:
         return self.failed + self.missing
 
     def text(self) -> str:
-        """In one line."""
+        """Return the plan in one line."""
         n_cells = len(self.done) + len(self.remaining)
         parts = [f"{n_cells:,} cell{'s' if n_cells != 1 else ''}", f"{len(self.done):,} done"]
         if self.failed:
@@ -47,7 +47,7 @@ class Plan(NamedTuple):
 
 
 def plan(cells: Iterable[Cell], history: list[Row]) -> Plan:
-    """Look for the rows of each cell. history: rows whose processes were timed, to estimate by."""
+    """Look up the rows of each cell. history: timed rows, which the estimate is based on."""
     found = Plan([], [], [], None, [])
     named = [(cell, _final(cell)) for cell in cells]
     asked = [each for _, each in named if isinstance(each, Cell) and not is_done(each)]
@@ -70,7 +70,7 @@ def plan(cells: Iterable[Cell], history: list[Row]) -> Plan:
 
 
 def _final(cell: Cell) -> Cell | str:
-    """A cell as its rows will name it, or the user's mistake; empty for a bug, which is told when it is its turn."""
+    """Return a cell as its rows will name it, or the user's mistake; empty for a bug, which is reported in its turn."""
     try:
         return final(cell, is_elsewhere=True)[0]
     except ConfigError as error:
@@ -80,10 +80,10 @@ def _final(cell: Cell) -> Cell | str:
 
 
 def _mistakes(cells: Sequence[Cell]) -> list[str]:
-    """What is wrong with each, asked once of all that are alike.
+    """Return the mistake of each cell, or an empty text, with one check for cells that are alike.
 
-    It is asked in a process of its own, unless `isolate=false`: a constructor that aborts or never returns ends no
-    plan. Whoever does is asked alone, and told when it is its turn.
+    Unless `isolate=false`, the checks run in their own process, so that a constructor that aborts or never returns
+    does not end the plan. Each cell of such a batch is then checked alone; a bug is reported when the cell runs.
     """
     new = {_like(cell): cell for cell in cells if _like(cell) not in _KNOWN}
     here, apart = ({like: cell for like, cell in new.items() if cell.isolate is is_apart} for is_apart in (False, True))
@@ -98,7 +98,7 @@ def _mistakes(cells: Sequence[Cell]) -> list[str]:
 
 
 ALL_S, ONE_S = 120.0, 20.0
-"""Seconds that making all models of a plan may take, and one of them."""
+"""Time limits in seconds for building all models of a plan, and for one model."""
 _KNOWN: dict[str, str] = {}
 
 
@@ -114,7 +114,7 @@ def _alone(cell: Cell) -> str:
 
 
 def check_all(cells: Sequence[Cell]) -> list[str]:
-    """Return what is wrong with each final cell, in one line; empty for nothing, and for a bug."""
+    """Return the mistake of each final cell in one line; empty for none, and for a bug."""
     found = []
     for cell in cells:
         try:
@@ -128,9 +128,9 @@ def check_all(cells: Sequence[Cell]) -> list[str]:
 
 
 def check(cell: Cell) -> None:
-    """Make the task and the backbone of a final cell: no storage, and no corpus is read.
+    """Build the task and the backbone of a final cell, without storage and without reading a corpus.
 
-    Raises ConfigError for what they refuse.
+    Raises ConfigError for settings that they refuse.
     """
     import torch
 
@@ -139,13 +139,13 @@ def check(cell: Cell) -> None:
 
     task = made("task", cell.task, cell.task_name)
     is_read = type(task).provenance is not Task.provenance
-    if not (is_read and takes("backbone", cell.backbone, "n_source")):  # which `build` asks an example for
-        with torch.device("meta"), suppress(Unsupported):  # of this machine
+    if not (is_read and takes("backbone", cell.backbone, "n_source")):  # `build` would draw an example
+        with torch.device("meta"), suppress(Unsupported):  # on this machine only
             build(with_kernel(cell, "reference"), "backbone", vocab_size=2)
 
 
 def _estimate(cell: Cell, history: list[Row]) -> float | None:
-    """Seconds of all phases of a cell, by the median of rows of the like."""
+    """Estimate the seconds of all phases of a cell from the median of similar rows; None if a phase has none."""
     total = 0.0
     for kind in cell.phases:
         likes = [row for row in history if row.kind == kind and row.wall_s is not None and _is_like(cell, row)]
@@ -157,7 +157,10 @@ def _estimate(cell: Cell, history: list[Row]) -> float | None:
 
 
 def _seconds(row: Row) -> float:
-    """A row's share. Of a training in several attempts `wall_s` knows the last, and `train_s` all but their tests."""
+    """Return a row's share of the time.
+
+    For a training in several attempts, `wall_s` covers only the last, and `train_s` all of them without their tests.
+    """
     n_rows = len(row.config.get("eval_scales", [1])) if row.kind == "quality" else 1
     return max(row.wall_s or 0.0, float(row.metrics.get("train_s") or 0.0) / n_rows)
 
@@ -177,11 +180,11 @@ def _is_like(cell: Cell, row: Row) -> bool:
 
 
 _DECISIVE = {"backbone_name", "task_name", "seq_len", "d_model", "n_layers", "device", "trainer"}
-"""What the time of a cell depends on most."""
+"""Settings that a cell's time depends on most."""
 
 
 def duration(seconds: float) -> str:
-    """For people: 45 s, 12 min, 3.5 h."""
+    """Format a time for people: 45 s, 12 min, 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,6 +1,6 @@
-"""Which cells a sweep runs: those that it was given, or what a fair comparison makes of them.
+"""Protocols that choose the cells of a sweep: the given cells, or a fair comparison built from them.
 
-A protocol gives its cells in rounds, and chooses the next round by the rows of those before.
+A protocol yields cells in rounds, and chooses the next round by the rows of the earlier ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from arch_bench.results import RETRIED, Row
 from arch_bench.sweep import rates
 
 VALIDATION = ("val_loss_nats", "val_mse")
-"""What a rate is chosen by: the validation loss, or squared error of a regression, when training ended."""
+"""Metrics that choose a learning rate: validation loss, or squared error for regression, at the end of training."""
 
 
 class Round(NamedTuple):
@@ -27,19 +27,19 @@ class Round(NamedTuple):
 
     cells: list[Cell]
     what: str = ""
-    """What they are for."""
+    """Purpose of the round."""
     n_later: int = 0
-    """How many more cells the rounds after it will have, as far as is known."""
+    """Number of cells in later rounds, as far as is known."""
 
 
 Answers = list[tuple[Cell, list[Row]]]
-"""The cells of a round, each with its rows; none where it could not be run."""
+"""Cells of a round, each with its rows; no rows for a cell that could not run."""
 Rounds = Generator[Round, Answers, None]
-"""It is sent the answers to each round."""
+"""Generator of rounds that receives the answers to each."""
 
 
 class Protocol(ABC):
-    """Gives the cells of a sweep in rounds."""
+    """Generator of a sweep's cells, in rounds."""
 
     @abstractmethod
     def rounds(self, cells: list[Cell]) -> Rounds:
@@ -47,30 +47,30 @@ class Protocol(ABC):
 
 
 class Grid(Protocol):
-    """The cells as they are given."""
+    """Protocol that runs the cells as given."""
 
     def rounds(self, cells: list[Cell]) -> Rounds:
         yield Round(cells)
 
 
 class Quick(Protocol):
-    """Of cells that differ in seed and learning rate only, the first: that of each choice of phases."""
+    """Protocol that runs the first of the cells that differ only in seed and learning rate, per choice of phases."""
 
     def rounds(self, cells: list[Cell]) -> Rounds:
         yield Round([of_kind[0] for of_kind in _contenders(cells)])
 
 
 class Fair(Protocol):
-    """Choose the learning rate of each backbone by validation, then run every seed at that rate.
+    """Protocol that chooses each backbone's learning rate by validation, then runs every seed at that rate.
 
     The seeds that choose are never scored: a rate that one lucky training chose would take that training's score into
     the mean, which reports 53 % of seeds where 33 % solve a task.
 
-    The best has the lowest loss; of trainings that may stop early (`trainer.stop_at`) the one that stopped first; of
-    several that are as good (`rates.TIE`) the one in the middle.
+    The best rate has the lowest loss; with early stopping (`trainer.stop_at`) the training that stopped first wins;
+    among ties (`rates.TIE`) the middle rate is chosen.
 
-    Cells that train nothing have the same widths, and are else as they are given. Of a backbone with a training that
-    crashed or ran out of time no rate is chosen: what that finds when it is tried again might change it.
+    Cells without training get the same widths and are otherwise unchanged. If a training of a backbone crashed or ran
+    out of time, no rate is chosen for that backbone: the result of the retry might change the choice.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Fair(Protocol):
             yield Round(finals, "every seed at the rate chosen")
 
     def _rates(self, cells: list[Cell]) -> dict[float, float]:
-        """As they are used, with what they were before rounding, from which the next is reckoned."""
+        """Map each rate in use to its unrounded value, from which the next rate is computed."""
         given = sorted({cell.optim.lr for cell in cells})
         if len(given) > 1:
             return {rate: rate for rate in given}
@@ -115,15 +115,15 @@ class Fair(Protocol):
 
 
 class _Scan:
-    """The rates tried for one contender, and what came of them."""
+    """Rates tried for one contender, with their results."""
 
     def __init__(self, cells: list[Cell], exact: dict[float, float], scan_seeds: list[int]) -> None:
         self._first, self._rates = cells[0], exact
         self._found: dict[float, dict[int, rates.Trained]] = {}
-        """By rate and seed."""
+        """Results by rate and seed."""
         self._n_extensions = 0
         self.is_open = False
-        """A rate has no result yet, but may have one."""
+        """True while a rate has no result but may still get one."""
         self.name = f"{self._first.backbone_name} on {self._first.task_name}, seq_len {self._first.seq_len}"
         self.seeds = list(dict.fromkeys(cell.seed for cell in cells))
         self._scan_seeds = scan_seeds
@@ -135,7 +135,7 @@ class _Scan:
         ]
 
     def learn(self, answers: Answers) -> None:
-        """Take in those that are of this contender."""
+        """Record the answers for this contender."""
         mine = _identity(self._first)
         for cell, rows in answers:
             if _identity(cell) == mine:
@@ -144,7 +144,7 @@ class _Scan:
                 self.is_open |= not rows or any(row.status in RETRIED for row in rows)
 
     def extend(self, ratio: float, at_most: int) -> None:
-        """Try one rate more beyond the best, if that is the lowest or the highest of all tried and none is as good."""
+        """Add one rate beyond the best, if the best is the lowest or highest tried and no other rate ties with it."""
         best, tried = rates.best(self._means()), sorted(self._found)
         if self.is_open or len(best) != 1 or self._n_extensions == at_most or best[0] not in (tried[0], tried[-1]):
             return
@@ -154,7 +154,7 @@ class _Scan:
         self._rates[_rounded(following)] = following
 
     def finals(self) -> list[Cell]:
-        """Every seed at the best rate; at the given one where no rate worked, whose rows then say why."""
+        """Return every seed at the best rate, or at the given rate if none worked, so that its rows record why."""
         best = rates.chosen(self._means())
         rate = self._first.optim.lr if best is None else best
         why = f"none of {len(self._found)} rates could be trained" if best is None else self._why(best)
@@ -174,7 +174,7 @@ class _Scan:
         return {rate: self._mean(rate) for rate in self._found}
 
     def _mean(self, rate: float) -> rates.Trained:
-        """Over the seeds; infinite where one of them failed."""
+        """Return the mean over the seeds; infinite if one of them failed."""
         return rates.Trained(*map(fmean, zip(*self._found[rate].values(), strict=True)))
 
 
@@ -192,7 +192,7 @@ def _trained(row: Row) -> rates.Trained:
 
 
 def _rounded(rate: float) -> float:
-    """Three digits are enough for a rate, and make it equal in every sweep."""
+    """Round a rate to three digits, which are enough and make it equal in every sweep."""
     return float(f"{rate:.3g}")
 
 
@@ -201,7 +201,7 @@ def _with_rate(cell: Cell, rate: float) -> Cell:
 
 
 def _contenders(cells: Iterable[Cell]) -> list[list[Cell]]:
-    """Cells that differ in seed and learning rate only, together."""
+    """Group cells that differ only in seed and learning rate."""
     found: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
         found.setdefault((_identity(cell), *cell.phases), []).append(cell)
@@ -209,24 +209,27 @@ def _contenders(cells: Iterable[Cell]) -> list[list[Cell]]:
 
 
 def _in_turn(of_each: Iterable[list[Cell]]) -> Iterator[Cell]:
-    """The first of each, then the second: those that run side by side do not all compile the same step."""
+    """Interleave the lists, first items first, so that cells running side by side do not all compile the same step."""
     return (cell for turn in zip_longest(*of_each) for cell in turn if cell is not None)
 
 
 def _distinct(cells: Iterable[Cell]) -> list[Cell]:
-    """Each once: contenders that differ in their phases only have the same trainings to choose by."""
+    """Return each cell once: contenders that differ only in their phases share the trainings that choose a rate."""
     return list({cell.model_dump_json(): cell for cell in cells}.values())
 
 
 def _identity(cell: Cell) -> str:
-    """All of a cell but its seed, its rate and what a protocol sets."""
+    """Return a cell as text, without its seed, its rate and the settings of a protocol."""
     values = cell.model_dump(exclude={"seed", "phases", "chosen"})
     del values["optim"]["lr"]
     return json.dumps(values, sort_keys=True)
 
 
 def parted(cells: list[Cell], match: bool) -> tuple[list[Cell], list[Cell]]:
-    """Those that train, and the others; with matched widths in both, so that what is timed is what is scored."""
+    """Split cells into those that train and the others, with widths matched across both if `match`.
+
+    The timed models are then the scored ones.
+    """
     trained = [cell for cell in cells if "quality" in cell.phases]
     others = [cell for cell in cells if "quality" not in cell.phases]
     found = matched(trained + others) if match else trained + others
@@ -234,11 +237,11 @@ def parted(cells: list[Cell], match: bool) -> tuple[list[Cell], list[Cell]]:
 
 
 def matched(cells: list[Cell]) -> list[Cell]:
-    """With one budget of parameters for all that share task, length and given size, in whatever order they come.
+    """Return the cells with one parameter budget per task, length and given size, in any order.
 
-    It is that of the backbone whose widths lie furthest apart, which can meet another one worst; of several such, of
-    the largest. Where none can be counted, cells are left as they are, and tell why when it is their turn. So is one
-    that times kernels only: a layer alone is compared at one width.
+    The budget is the parameter count of the backbone with the widest gaps between its widths, since it could match
+    another budget worst; ties go to the largest. If no backbone can be counted, cells are unchanged and report the
+    error in their turn. A cell that times only kernels is unchanged too: a layer alone is compared at one width.
     """
     rivals: dict[str | None, list[Cell]] = {}
     for cell in cells:
@@ -248,7 +251,7 @@ def matched(cells: list[Cell]) -> list[Cell]:
 
 
 def _arena(cell: Cell) -> str | None:
-    """What rivals have in common; None of a cell that has a budget already, or needs none."""
+    """Return the settings that rivals share; None for a cell that already has a budget, or needs none."""
     if cell.match.params is not None or cell.phases == ["kernels"]:
         return None
     return json.dumps([cell.task, cell.d_model, cell.n_layers], sort_keys=True)

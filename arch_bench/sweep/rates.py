@@ -1,4 +1,4 @@
-"""Which learning rate a scan chooses, by what came of a training at each."""
+"""Choice of the learning rate from the results of a scan."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 TIE = 1e-4
-"""Nats, or squared error: trainings that end as near as this have learned the same."""
+"""Tolerance in nats, or in squared error: trainings that end within it have learned the same."""
 
 
 class Trained(NamedTuple):
-    """What came of a training; the smaller the better, its steps first: who stops early needed fewer to learn it.
+    """Result of a training; smaller is better. Steps compare first: a training that stops early learned faster.
 
-    Where none stops before the last step that is the loss. Losses of trainings that stopped (`trainer.stop_at`) say
-    only by how much each passed the line.
+    If none stops before the last step, the loss decides. Losses of trainings that stopped (`trainer.stop_at`) show
+    only by how much each passed the threshold.
     """
 
     steps: float
@@ -25,7 +25,7 @@ FAILED = Trained(math.inf, math.inf)
 
 
 def best(trained: Mapping[float, Trained]) -> list[float]:
-    """The rate that trained best and all that are as good, rising; none where no training worked."""
+    """Return the best rate and all that tie with it, in ascending order; none if no training worked."""
     first = min(trained.values(), default=FAILED)
     if first == FAILED:
         return []
@@ -33,6 +33,6 @@ def best(trained: Mapping[float, Trained]) -> list[float]:
 
 
 def chosen(trained: Mapping[float, Trained]) -> float | None:
-    """The best; of several as good the middle one, as far as may be from those that fail, and the lower of two."""
+    """Return the best rate; among ties the middle one, farthest from the rates that fail, and the lower of two."""
     rates = best(trained)
     return rates[(len(rates) - 1) // 2] if rates else None

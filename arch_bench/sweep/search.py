@@ -1,6 +1,6 @@
-"""A search of several dials by Optuna: trials are chosen by validation, hopeless ones given up, and the best is tested.
+"""Search several dials with Optuna: compare trials by validation, prune hopeless ones and test the best.
 
-Optuna proposes and decides; the rows are the record. Each search has a journal, and goes on where that ends.
+Optuna proposes and decides; the rows are the record. Each search has a journal, and continues where it ends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Options(NamedTuple):
-    """What all searches of a command share."""
+    """Options that all searches of a command share."""
 
     space: Space
     n_trials: int
@@ -40,10 +40,10 @@ class Options(NamedTuple):
 
 
 class Optuna(Protocol):
-    """Search the values of some dials by validation, at a seed that is never scored; then run every seed at the best.
+    """Protocol that searches dials by validation, at a seed that is never scored, and runs every seed at the best.
 
-    Cells that train nothing have the same widths, and are else as they are given. Raises ValueError for numbers that
-    make no sense, and for a space that `space.parsed` refuses.
+    Cells without training get the same widths and are otherwise unchanged. Raises ValueError for numbers out of range,
+    and for a space that `space.parsed` refuses.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Optuna(Protocol):
 
 
 def _searches(cells: list[Cell], options: Options, seed: int) -> list[_Search]:
-    """One for cells that differ in seed, in searched dials and in how a phase measures only."""
+    """Build one search for the cells that differ only in seed, searched dials and measuring options of a phase."""
     low, high = ({dial: of.ends[end] for dial, of in options.space.items()} for end in (0, 1))
     found: dict[str, list[Cell]] = {}
     finals: dict[str, set[str]] = {}
@@ -99,7 +99,7 @@ def _searches(cells: list[Cell], options: Options, seed: int) -> list[_Search]:
         found.setdefault(what, []).append(cell)
         finals.setdefault(what, set()).add(plain.model_dump_json())
     for first, *_ in found.values():
-        _changed(first, high)  # so that what a dial does not take shows before anything is run
+        _changed(first, high)  # so that a value that a dial refuses is reported before any run
         for dial in options.space:
             if isinstance(_value(first, dial), dict | list):
                 raise ConfigError(f"protocol.space: {dial} is a group of dials; search those in it")
@@ -107,16 +107,19 @@ def _searches(cells: list[Cell], options: Options, seed: int) -> list[_Search]:
 
 
 def _changed(cell: Cell, changes: Values) -> Cell:
-    """Composed again, with the budget that a protocol may have set, and with everything that follows from `changes`."""
+    """Compose a cell again with `changes` and all that follows from them, keeping a budget set by a protocol.
+
+    Raises ConfigError when the budget determines `d_model`, and for values that the config refuses.
+    """
     if "d_model" in changes and cell.match.params is not None:
         raise ConfigError(f"protocol.space: d_model is what match.params={cell.match.params} chooses")
     return recomposed(cell, {"match.params": cell.match.params} | changes)
 
 
 class _Search:
-    """The trials of one contender.
+    """Trials of one contender.
 
-    what: its key, at the low ends of the space; n_finals: cells to test at the end; seed: that of all trials.
+    what: its key, at the low ends of the space; n_finals: cells to test at the end; seed: the seed of all trials.
     """
 
     def __init__(self, what: str, cells: list[Cell], n_finals: int, options: Options, seed: int) -> None:
@@ -127,21 +130,21 @@ class _Search:
         path = journal.path_of(cells[0], self.name)
         self._study, self._claim = open_study(path, anew=cells[0].rerun), journal.claim_of(path)
         self._values: dict[int, Values] = {}
-        """Of all trials, by number."""
+        """Values of all trials, by number."""
         self._rows: dict[str, Row] = {}
-        """What came of values, by their text."""
+        """Result of each set of values, by its text."""
         self._tried: set[str] = set()
-        """Values that this sweep has given out, answered or not."""
+        """Values that this sweep has handed out, with or without a result."""
 
     @property
     def n_left(self) -> int:
-        """Trials still to come, and what follows them."""
+        """Number of trials still to come, plus the final cells."""
         return max(0, self._options.n_trials - len(self._values)) + self._n_finals
 
     def due(self) -> list[Cell]:
-        """First those in the journal, by earlier runs or by sweeps beside this one; then new ones, none of them twice.
+        """Return trials from the journal, by earlier or concurrent sweeps; if there are none, new ones. None repeats.
 
-        One sweep at a time proposes, by what all trials so far have come to; the others take up what it has noted.
+        One sweep at a time proposes, from the results of all trials so far; the others pick up its journal entries.
         """
         with nullcontext() if self._options.dry_run else claimed(self._claim, waits=True):
             self._take_up()
@@ -152,15 +155,15 @@ class _Search:
         return [self._trial(number) for number in due]
 
     def learn(self, answers: Answers) -> None:
-        """Take in those that are of this search."""
+        """Record the answers for this search."""
         for cell, rows in answers:
             if rows and cell.trial is not None and cell.trial.study == self.name:
                 self._rows[_text(cell.trial.values)] = rows[0]
 
     def finals(self) -> list[Cell]:
-        """Every seed at the best values; at the given ones where no trial worked, whose rows then say why.
+        """Return every seed at the best values, or at the given ones if no trial worked, so that rows record why.
 
-        None while a trial may still have a result: it might be the best.
+        Return none while a trial may still get a result, because it might be the best.
         """
         best, losses = self._best(), Counter(row.status for row in self._rows.values())
         if not RETRIED.isdisjoint(losses):
@@ -190,7 +193,7 @@ class _Search:
         return None if best is None else self._values[best]
 
     def _take_up(self) -> None:
-        """All that the journal has, and tell it what came of those that it has no end of."""
+        """Read all trials from the journal, and record the results of those that are unfinished in it."""
         trials = [trial for trial in self._study.get_trials() if len(trial.params) == len(self._options.space)]
         trials = trials[: self._options.n_trials]
         self._values = {trial.number: self._rounded(trial.params) for trial in trials}
@@ -200,19 +203,19 @@ class _Search:
 
     def _propose(self) -> None:
         while len(self._untried()) < self._options.n_at_once and len(self._values) < self._options.n_trials:
-            self._tell(self._ask())  # where it is known already
+            self._tell(self._ask())  # records the result if it is known already
 
     def _untried(self) -> list[int]:
         return [number for number in self._distinct() if _text(self._values[number]) not in self._tried]
 
     def _distinct(self) -> list[int]:
-        """The first number of all values."""
+        """Return the first trial number of each distinct set of values."""
         return list({_text(values): number for number, values in reversed(self._values.items())}.values())[::-1]
 
     def _ask(self) -> int:
-        """A new trial: what the sweep gives comes first, and then what the sampler makes of those before.
+        """Create a trial and return its number: the given values come first, then the sampler's proposals.
 
-        The sampler is seeded anew each time, so that a search that was interrupted goes on as it would have.
+        The sampler is seeded anew each time, so that an interrupted search continues as it would have without that.
         """
         given, n = self._given(), len(self._values)
         if n < len(given) and all(given[n][dial] in of for dial, of in self._options.space.items()):
@@ -223,12 +226,12 @@ class _Search:
         return trial.number
 
     def _given(self) -> list[Values]:
-        """What the cells have, each once."""
+        """Return the values of the given cells, each once."""
         found = [{dial: _value(cell, dial) for dial in self._options.space} for cell in self._cells]
         return list({_text(values): values for values in found}.values())
 
     def _rounded(self, values: dict[str, Any]) -> Values:
-        """Three digits are enough for a range, and make values that can be read and typed."""
+        """Round to three digits, which are enough for a range and keep values easy to read and type."""
         space = self._options.space
         return {
             dial: float(f"{values[dial]:.3g}") if isinstance(of, Range) and not of.is_int else values[dial]
@@ -248,9 +251,9 @@ class _Search:
         return cell.model_copy(update={"seed": self._seed, "phases": ["scan"], "trial": trial})
 
     def _tell(self, number: int) -> None:
-        """What cannot be trained counts as given up: a sampler learns from that, but not from a failure.
+        """Report a trial's result to the study. A failed training counts as pruned: samplers learn from that.
 
-        What will be tried again is not told yet.
+        A sampler learns nothing from a failure. Results that will be retried are not reported yet.
         """
         from optuna.trial import TrialState
 

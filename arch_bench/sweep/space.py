@@ -1,4 +1,4 @@
-"""What a search may try: for each dial a range of numbers, or some values."""
+"""Search spaces: for each dial a range of numbers, or a list of values."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 
 Scalar = str | int | float | bool | None
 Values = dict[str, Scalar]
-"""By dial."""
+"""Values by dial."""
 
 SCALES = ("linear", "log")
 SEARCHED = ("backbone.*", "optim.*", "trainer.*", "d_model", "n_layers", "precision")
-"""What makes a model and its training; the rest is the question, or how the answer is measured."""
+"""Dials that define a model and its training; the others define the question or its measurement."""
 MEASURING = ("trainer.n_val_batches", "trainer.n_test_batches", "trainer.val_every", "trainer.stop_at")
 
 
 class Range(NamedTuple):
-    """Numbers between two bounds, both included; integers where both bounds are."""
+    """Numbers between two bounds, both included; integers if both bounds are integers."""
 
     low: float
     high: float
@@ -53,9 +53,9 @@ Space = dict[str, Range | Choice]
 
 
 def parsed(space: Mapping[str, Any] | None) -> Space:
-    """`{optim.lr: [1e-4, 1e-1, log], backbone.d_conv: [0, 4]}`: a list that ends in a scale is a range.
+    """Parse `{optim.lr: [1e-4, 1e-1, log], backbone.d_conv: [0, 4]}`: a list that ends in a scale is a range.
 
-    Raises ValueError for what is neither, and for a dial that must not be searched.
+    Raises ValueError for other values, and for a dial that must not be searched.
     """
     if not space:
         raise ValueError("space is empty: name what to search, as protocol.space={optim.lr:[1e-4,1e-1,log]}")
@@ -93,7 +93,7 @@ def _is_number(value: object) -> bool:
 
 
 def shown(values: Mapping[str, Any]) -> str:
-    """As on the command line: `optim.lr=0.003, backbone.d_conv=4`."""
+    """Format values as on the command line: `optim.lr=0.003, backbone.d_conv=4`."""
     return ", ".join(f"{dial}={_text(value)}" for dial, value in values.items())
 
 

@@ -1,4 +1,4 @@
-"""What one command asks for: its cells, run as a protocol wants it and where a launcher puts them, and reported."""
+"""Run the cells of one command through its protocol and launcher, and report them."""
 
 from __future__ import annotations
 
@@ -40,34 +40,34 @@ if TYPE_CHECKING:
 
 
 class _Full(Exception):
-    """The disk is."""
+    """Raised when the disk is full."""
 
 
 class Sweep:
-    """Collects the cells that Hydra composes, one for each call of `add`, and runs them."""
+    """Collector and runner of the cells that Hydra composes, one per call of `add`."""
 
     def __init__(self) -> None:
         self.mistakes: list[str] = []
-        """The user's, in one line each, told as they were found."""
+        """User mistakes, one line each, printed as they are found."""
         self.failures: dict[str, str] = {}
-        """Cells of this command that crashed or ran out of time, with the reason."""
+        """Cells of this command without a result, by label, with the reason: a crash, a time limit or a full disk."""
         self._began = time.time()
         self._is_sweep = False
         self._cells: dict[str, Cell] = {}
-        """Each once, however often it was given: a rate may be written as 1e-3 and as 0.001."""
+        """Cells by identity, each once, however it was written: a rate may be given as 1e-3 and as 0.001."""
         self._sweeping: Sweeping | None = None
         self._asked: dict[str, Any] = {}
-        """The same with the names of options, as its first cell has them."""
+        """Settings of the whole command, with option names, from the first cell."""
         self._conflict: str | None = None
-        """Another cell has them otherwise: none of them runs, for nobody knows which was meant."""
+        """Error if another cell has different settings: no cell runs then, because the intent is unclear."""
         self._n_before = 0
         self._rows: list[Row] = []
         self._reported: set[tuple[Path, str]] = set()
-        """Folders and names that rows came under: where none did, what is on disk is other commands' and not shown."""
+        """Folders and names with rows of this command: other reports on disk belong to other commands."""
 
     @property
     def has_run(self) -> bool:
-        """Whether it has run cells, whose rows are on disk."""
+        """True once cells have run and their rows are on disk."""
         return self._n_before > 0
 
     def begin(self) -> None:
@@ -75,7 +75,7 @@ class Sweep:
         self._is_sweep = True
 
     def add(self, cfg: DictConfig) -> None:
-        """A composed cell."""
+        """Add a composed cell."""
         try:
             cell, sweeping = read(cfg)
             self._cells.setdefault(_identity(cell), cell)
@@ -84,11 +84,11 @@ class Sweep:
             self.mistake(error, typed())
 
     def mistake(self, error: BaseException, overrides: Sequence[str]) -> None:
-        """Note a cell that could not be composed; the others are run."""
+        """Record a cell that could not be composed; the others still run."""
         self._mistaken(one_line(error, overrides))
 
     def _agree(self, sweeping: Sweeping) -> None:
-        """Note what a cell says of the whole command, and whether another one says otherwise."""
+        """Record the settings that a cell has for the whole command, and any conflict with another cell."""
         asked = _asked(sweeping)
         if self._sweeping is None:
             self._sweeping, self._asked = sweeping, asked
@@ -98,7 +98,7 @@ class Sweep:
             self._conflict = f"{other}: one command has one protocol, launcher and dry_run; it began with {first}"
 
     def run(self) -> None:
-        """Round after round, until the protocol has all that it wants. Raises what Hydra raises."""
+        """Run round after round until the protocol is finished. Exceptions of Hydra pass through."""
         try:
             self._run()
         except _Full as full:
@@ -148,7 +148,7 @@ class Sweep:
         return found
 
     def _work(self, plan: Plan, launcher: Launcher) -> Answers:
-        """The answer to every cell of a round: those on disk first, so that a new figure is at the end."""
+        """Return the answer to every cell of a round; cells on disk come first, so that new figures are at the end."""
         from arch_bench.launchers.base import run_all
         from arch_bench.launchers.basic import Basic
 
@@ -194,12 +194,12 @@ class Sweep:
                 self.failures.setdefault(done.job.label, f"{row.kind} {row.status}: {row.reason}")
 
     def _mistaken(self, text: str) -> None:
-        if text not in self.mistakes:  # of two phases, or two seeds
+        if text not in self.mistakes:  # two phases or seeds may repeat it
             print(f"arch-bench: {text}", file=sys.stderr)
             self.mistakes.append(text)
 
     def finish(self) -> None:
-        """After a sweep: tables in the terminal, a report of each of its names on disk, what failed, and mistakes."""
+        """Print tables, failures and mistakes after the run, and write a report for each name of a sweep."""
         if not self._n_before:
             return
         if not self._is_sweep:
@@ -214,7 +214,7 @@ class Sweep:
             print(kept, file=sys.stderr)
 
     def _show_rows(self) -> None:
-        """Of one cell: its table, and where its rows are."""
+        """Print the table of one cell, and the path of its rows."""
         from arch_bench import report
 
         for folder, _ in self._reported:
@@ -245,7 +245,7 @@ class Sweep:
 
 
 def _asked(sweeping: Sweeping) -> dict[str, Any]:
-    """Key -> value, options first: of two options the name says more than their dials."""
+    """Map each key to its value, options first: an option's name says more than its dials."""
     groups = {"protocol": sweeping.protocol, "launcher": sweeping.launcher}
     names = {group: HydraConfig.get().runtime.choices[group] for group in groups}
     dials = {f"{group}.{dial}": value for group, node in groups.items() for dial, value in node.items()}
@@ -253,7 +253,7 @@ def _asked(sweeping: Sweeping) -> dict[str, Any]:
 
 
 def _identity(cell: Cell) -> str:
-    """All of a cell as a text in which equal numbers are alike."""
+    """Return a cell as text in which equal numbers look alike."""
     plain = json.loads(cell.model_dump_json(), parse_float=lambda text: _plain(float(text)))
     return json.dumps(plain, sort_keys=True)
 
@@ -267,38 +267,41 @@ SWEEP = Sweep()
 
 @cache
 def _scratch() -> str:
-    """A folder that is gone when this process ends."""
+    """Create a folder that is removed when this process ends."""
     stack = ExitStack()
     atexit.register(stack.close)
     return str(stack.enter_context(scratch.folder()))
 
 
 def _written_to(results_dir: str, dry_run: object) -> str:
-    """Where Hydra makes its folders: a dry run writes nothing below `results_dir`, which may be read-only."""
-    return _scratch() if dry_run is True else os.path.expanduser(results_dir)  # noqa: PTH111 (which raises)
+    """Return the parent of Hydra's folders: a dry run writes nothing below `results_dir`, which may be read-only."""
+    return _scratch() if dry_run is True else os.path.expanduser(results_dir)  # noqa: PTH111 (Path.expanduser raises)
 
 
 OmegaConf.register_new_resolver("written_to", _written_to, replace=True)
 
 
 class Announce(Callback):
-    """Tells `SWEEP` that Hydra composes several jobs, and the user when that takes long."""
+    """Hydra callback that notifies `SWEEP` of a multirun, and the user when composing takes long."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         SWEEP.begin()
         Sweeper.validate_batch_is_legal = _count  # type: ignore[method-assign, assignment]
-        launcher: Any = Plugins.instance().class_name_to_class[_LAUNCHER]  # Hydra runs its file anew, and makes another
+        launcher: Any = Plugins.instance().class_name_to_class[_LAUNCHER]  # Hydra runs its file anew and makes another
         launcher.launch = composing(SWEEP.mistake)
 
 
 _LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 MOST = 100_000
 MANY = 250
-"""Cells that take seconds to compose."""
+"""Number of cells that take seconds to compose."""
 
 
 def _count(_: Sweeper, batch: Sequence[Sequence[str]]) -> None:
-    """In place of Hydra's trial of composing all: here nothing runs before everything is composed."""
+    """Check the number of cells, in place of Hydra's trial composition: here no cell runs before all are composed.
+
+    Raises ConfigError for more than MOST.
+    """
     if len(batch) > MOST:
         raise ConfigError(f"{len(batch):,} cells: more than {MOST:,} in one command; make it several")
     if len(batch) > MANY:
