@@ -1,4 +1,4 @@
-"""Folders that are built once and kept: no process sees half of one, and a damaged one is built again."""
+"""Folders that are built once and kept: no process sees a half-built one, and a damaged one is rebuilt."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pathlib import Path
 from xxhash import xxh3_128
 
 CHECKSUMS = "checksums.json"
-"""Beside the files of a folder: the XXH3 of each, 128 bits as `xxh128sum` prints them."""
+"""File that lists the XXH3 of every file of a folder, 128 bits as `xxh128sum` prints them."""
 _BUILDING = ".building-"
 _STARTING = ".starting-"
-"""Until it is locked."""
+"""Prefix of a build folder until it is locked."""
 _STALE_S = 86_400
 
 _log = logging.getLogger(__name__)
 
 
 def kept(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Return `folder`, whole: built where it is missing, and again where a file of it is damaged, which is said."""
+    """Return `folder`, complete: build it if it is missing; if a file is damaged, log a warning and rebuild it."""
     if folder.exists() and (damaged := damage(folder)) is not None:
         _log.warning("%s is not as it was built (missing, torn or changed); building it again", damaged)
         _remove(folder)
@@ -36,7 +36,7 @@ def kept(folder: Path, build: Callable[[Path], None]) -> Path:
 
 
 def damage(folder: Path) -> Path | None:
-    """Return a file that has not the checksum it was built with; None of a whole folder."""
+    """Return a file whose checksum differs from the one it was built with; None if the folder is intact."""
     listed = folder / CHECKSUMS
     try:
         sums = json.loads(listed.read_text())
@@ -51,7 +51,7 @@ def damage(folder: Path) -> Path | None:
 
 
 def checksum(file: Path) -> str:
-    """Return the XXH3 of a file: at several GB/s, a corpus is read through at every start."""
+    """Return the XXH3 of a file. It runs at several GB/s, because a corpus is read through at every start."""
     found = xxh3_128()
     with file.open("rb") as stream:
         while piece := stream.read(1 << 20):
@@ -61,7 +61,7 @@ def checksum(file: Path) -> str:
 
 @contextmanager
 def building(folder: Path) -> Iterator[Path]:
-    """Hand out a folder to fill that then becomes `folder`; of several processes that fill one, the first wins."""
+    """Yield a folder to fill, then rename it to `folder`; if several processes build the same one, the first wins."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _workplace(folder.parent) as workplace:
         built = workplace / "corpus"
@@ -71,13 +71,13 @@ def building(folder: Path) -> Iterator[Path]:
         (built / CHECKSUMS).write_text(json.dumps({"files": sums, "all": _of_all(sums)}, indent=1))
         try:
             built.replace(folder)
-        except OSError:  # a folder that is not empty is never replaced
+        except OSError:  # `replace` never replaces a folder that is not empty
             if not folder.exists():
                 raise
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder is one of these, or a build of one: no part of a corpus that happens to lie around it."""
+    """Return True if this module made the folder or is building it, so that it is not part of a corpus around it."""
     return folder.name.startswith((_BUILDING, _STARTING)) or (folder / CHECKSUMS).is_file()
 
 
@@ -87,15 +87,15 @@ def _of_all(sums: dict[str, str]) -> str:
 
 @contextmanager
 def _workplace(parent: Path) -> Iterator[Path]:
-    """A folder that is locked while its process lives: a later build removes those whose process was killed."""
+    """Yield a folder, locked while this process lives, and first remove those of killed processes."""
     for left in (*parent.glob(f"{_BUILDING}*"), *parent.glob(f"{_STARTING}*")):
-        with suppress(OSError):  # another process sweeps too
+        with suppress(OSError):  # another process is cleaning up too
             if _is_left(left):
                 shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(dir=parent, prefix=_STARTING))
     try:
         with (folder / "lock").open("w") as lock:
-            with suppress(OSError):  # a file system without locks, where nothing is swept either
+            with suppress(OSError):  # a file system without locks: nothing is cleaned up there either
                 fcntl.flock(lock, fcntl.LOCK_EX)
             folder = folder.rename(folder.with_name(folder.name.replace(_STARTING, _BUILDING)))
             yield folder
@@ -104,7 +104,7 @@ def _workplace(parent: Path) -> Iterator[Path]:
 
 
 def _is_left(folder: Path) -> bool:
-    """Whether no process works in it any more: its lock is free, or it has lain for a day without having one."""
+    """Return True if no process uses it any more: its lock is free, or it has no lock and is a day old."""
     is_old = folder.stat().st_mtime < time.time() - _STALE_S
     if folder.name.startswith(_STARTING) or not (folder / "lock").exists():
         return is_old
@@ -117,6 +117,6 @@ def _is_left(folder: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Take a folder away in one step, so that nobody finds half of it, then delete it."""
-    with _workplace(folder.parent) as workplace, suppress(FileNotFoundError):  # another process was first
+    """Delete a folder; rename it first, in one step, so that no process finds half of it."""
+    with _workplace(folder.parent) as workplace, suppress(FileNotFoundError):  # another process removed it first
         folder.rename(workplace / "damaged")

@@ -27,26 +27,26 @@ from tasks.source import SPLIT_SHARES, Source
 from tasks.windows import Windowed
 
 LAYOUT = 3
-"""Part of the cache key: raise it when the files of a corpus change their meaning."""
+"""Part of the cache key: raise it when the meaning of a corpus's files changes."""
 
 
 class Facts(TypedDict):
-    """What is known without reading the bytes: `facts.json` beside them."""
+    """Facts that are available without reading the bytes, in `facts.json` beside them."""
 
     n_documents: int
     n_bytes: int
     sha256: str
-    """Of all bytes: train, validation and test, one after the other."""
+    """SHA-256 of all bytes: train, validation and test, in this order."""
     ranges: dict[Split, list[int]]
-    """The first byte of each split and the one after its last."""
+    """First byte of each split, and the one after its last."""
     counts: dict[Split, list[int]]
-    """How often each of the 256 byte values occurs."""
+    """Number of occurrences of each of the 256 byte values."""
     source: dict[str, str]
-    """What rows must say of the source besides its path: the commit of a data set of the hub."""
+    """Facts about the source that rows must record besides its path: the commit of a data set of the hub."""
 
 
 class Knobs(TypedDict):
-    """What names a corpus; `conf/task/text.yaml` says what each is."""
+    """Settings that name a corpus; `conf/task/text.yaml` explains each."""
 
     path: str
     glob: str
@@ -59,15 +59,15 @@ class Knobs(TypedDict):
 
 
 class Corpus(Windowed):
-    """The bytes that `task.path` names. A byte is a token.
+    """Bytes of the corpus that `task.path` names. A byte is a token.
 
-    The first use builds it under `cache_dir`, keyed by what the documents are (`Source.fingerprint`: of files, their
-    content), so that an edit is noticed; later uses map it, once its checksums are found right (`tasks.cache`). Nothing
-    is read before that. The documents of a split follow each other, with a newline between them where the former ends
-    without one (so that rows that are lines stay lines). However large, it is never held in memory whole.
+    The first use builds it under `cache_dir`, keyed by `Source.fingerprint` (for files, their content), so that an edit
+    is noticed; later uses map it after verifying its checksums (`tasks.cache`). Nothing is read before the first use.
+    The documents of a split follow each other, with a newline between where one ends without it (so that rows that are
+    lines stay lines). A corpus of any size is never held in memory whole.
 
     Raises (at first use):
-        ValueError: the documents cannot be had, or are not those of `sha256`, in one line.
+        ValueError: the documents cannot be loaded, or their hash is not `sha256`; the message is one line.
     """
 
     unit = "bytes"
@@ -83,7 +83,7 @@ class Corpus(Windowed):
 
     @cached_property
     def folder(self) -> Path:
-        """Where the corpus is kept; built if it is not there yet, or damaged."""
+        """Folder of the corpus; built if it is missing or damaged."""
         with self.complaints():
             source = self._source()
             key = hashlib.sha256(f"{LAYOUT}\0{source.fingerprint()}".encode()).hexdigest()[:16]
@@ -105,7 +105,7 @@ class Corpus(Windowed):
 
     @contextmanager
     def complaints(self) -> Iterator[None]:
-        """What the file system refuses, in one line."""
+        """Turn errors of the file system into one line."""
         try:
             yield
         except OSError as error:
@@ -137,7 +137,7 @@ class Corpus(Windowed):
             return PagedBytes(self.folder / "bytes.arrow")
 
     def pieces(self, split: Split) -> Iterator[np.ndarray]:
-        """The bytes of a split, in order, as views of the map."""
+        """Yield the bytes of a split, in order, as views of the map."""
         return self._numbers.pieces(*self.ranges[split])
 
     def word(self, token: int) -> str:
@@ -160,12 +160,12 @@ def _cache(cache_dir: str | None) -> Path:
         if cache_dir is not None:
             return Path(cache_dir).expanduser()
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "arch_bench"
-    except RuntimeError as error:  # HOME is not set, and the user is none of this machine
+    except RuntimeError as error:  # HOME is not set, and this machine does not know the user
         raise ValueError(f"task.cache_dir={cache_dir}: {error} Give task.cache_dir=FOLDER") from error
 
 
 def _build(source: Source, folder: Path, path: str, sha256: str | None = None) -> None:
-    """Fill a folder with what the source has."""
+    """Fill a folder with the documents of the source."""
     before = source.fingerprint()
     with tempfile.TemporaryDirectory(dir=folder.parent) as workplace:
         facts = _write(source.groups(Path(workplace)), folder / "bytes.arrow")
@@ -192,7 +192,7 @@ def _check_sha256(path: str, expected: str | None, found: str) -> None:
 
 
 def _write(groups: list[Iterator[Document]], file: Path) -> Facts:
-    """Write the documents of each group after those of the one before."""
+    """Write the documents of all groups, one group after the other."""
     pages = PageWriter(file)
     ends, n_documents = [0], 0
     for group in groups:

@@ -1,4 +1,4 @@
-"""Where text comes from: files, the Python standard library, an address, or a data set of the Hugging Face hub."""
+"""Sources of text: files, the Python standard library, an address, or a data set of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -21,33 +21,34 @@ from tasks.source import SPLIT_SHARES, Source
 
 NO_GLOB = frozenset({"*.txt", ""})
 NO_COLUMN = frozenset({"text", ""})
-"""What settings are when nobody sets them."""
+"""Default values of a setting, which count as not set."""
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings"}
-"""Folders of the standard library that are left out. The code tables of `encodings` are a hundred files that say the
-same: whichever split one falls in, train has read most of it."""
+"""Folders of the standard library that are left out. The code tables of `encodings` are a hundred nearly equal files:
+whichever split one falls in, train holds most of its content."""
 _OPEN_FILE = re.compile(r"/dev/(fd/|std|zero|u?random)|/proc/[^/]+/fd/")
-"""What is open in one process, such as `<(zcat a.gz)` of a shell: others see nothing there, or something else."""
+"""Paths that are open in one process only, such as `<(zcat a.gz)` in a shell: other processes find nothing there, or
+something else."""
 
 
 class Files(Source):
-    """Files of one document each; tables (Parquet, Arrow, JSON lines, CSV), each row a document; and either packed.
+    """Files: text, one document each; tables (Parquet, Arrow, JSON lines, CSV), one document per row; or either packed.
 
-    Text is taken as it is, whatever its encoding, but for UTF-16 and UTF-32, which are refused, and byte order marks,
-    which are left out. `tasks.formats` tells what a file is.
+    Text is kept unchanged in any encoding, except that UTF-16 and UTF-32 are refused and byte order marks are left
+    out. `tasks.formats` detects the kind of a file.
 
     A split gets whole files, so that the splits share none. The files are ordered by the SHA-256 of their content
     (a fixed shuffle: in order of name, the test split would be the last few folders) and each goes to the split that
     its middle byte falls in. Exact copies of a file count once. If that leaves a split with less than half of its
     share, because the files are few or one is huge, all of them are joined in order of name and cut by position.
 
-    Where any file is a table, the splits are those that the names of the files say, if there are all three; or else all
-    are joined and cut, as for a data set of the hub.
+    If any file is a table, file names decide the splits, provided that they name all three; otherwise all files are
+    joined and cut by position, as for a data set of the hub.
     """
 
     def __init__(
         self, folder: Path, files: list[Path], *, path: str, text_column: str, name: str | None = None
     ) -> None:
-        """path: what `task.path` says. name: what the only file is called, where its path does not say."""
+        """Keep the files. path: `task.path`. name: the name of the only file, if `path` does not give it."""
         self.folder = folder
         self.files = files
         self.path = path
@@ -57,7 +58,7 @@ class Files(Source):
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.text_column.encode())
         for file in self.files:
-            name = os.fsencode(file.relative_to(self.folder).as_posix())  # which may have any encoding too
+            name = os.fsencode(file.relative_to(self.folder).as_posix())  # a name may have any encoding too
             digest.update(b"\0" + name + b"\0" + checksum(file).encode())
         return digest.hexdigest()
 
@@ -78,12 +79,12 @@ class Files(Source):
         return [chain.from_iterable(map(packs.documents, group)) for group in groups]
 
     def _shown(self, file: Path) -> str:
-        """The name of a file for people, whatever its encoding."""
+        """Return the name of a file for messages, in any encoding."""
         return os.fsencode(file.relative_to(self.folder)).decode(errors="replace")
 
 
 class Download(Source):
-    """A file at an address, or the files of an archive there, as `Files` takes them; `datasets` downloads it."""
+    """File at an address, or the files of an archive there, read as by `Files`; `datasets` downloads it."""
 
     def __init__(self, address: str, text_column: str) -> None:
         self.address = address
@@ -91,7 +92,7 @@ class Download(Source):
         self._found: Path | None = None
 
     def fingerprint(self) -> str:
-        # Not asked again, as the hub is not.
+        # The server is not contacted again, like the hub: a finished build must open without a network.
         return hashlib.sha256(f"address\0{self.address}\0{self.text_column}".encode()).hexdigest()
 
     def groups(self, workplace: Path) -> list[Iterator[Document]]:
@@ -123,13 +124,13 @@ def find(
     revision: str | None = None,
     sha256: str | None = None,
 ) -> Source:
-    """Return the source that `task.path` names. Raises ValueError for one that is not there, and idle settings."""
+    """Return the source that `task.path` names. Raises ValueError if it is missing or a setting is idle."""
     if not path:
         raise ValueError("task.path= is empty: needs stdlib, a file, a folder, an address or a data set of the hub")
     local = _expanded(path)
     is_address = path.startswith(("http://", "https://"))
     is_hub = not (path == "stdlib" or is_address or local.exists() or _OPEN_FILE.match(path))
-    if is_hub and (path.startswith((".", "~", os.sep)) or path.count("/") > 1):  # it has `[owner/]name`
+    if is_hub and (path.startswith((".", "~", os.sep)) or path.count("/") > 1):  # a data set's name is `[owner/]name`
         raise ValueError(f"task.path={path}: no such file or folder")
     if max_bytes is not None and max_bytes < 1:
         raise ValueError(f"task.max_bytes={max_bytes} is too small: needs max_bytes >= 1")
@@ -154,7 +155,7 @@ def find(
 
 
 def _refuse_idle(path: str, **settings: object) -> None:
-    """Raise ValueError for what only the hub has."""
+    """Raise ValueError if a setting that only the hub uses is set."""
     idle = [f"task.{key}={value}" for key, value in settings.items() if value is not None]
     if idle:
         are = "are" if len(idle) > 1 else "is"
@@ -162,7 +163,7 @@ def _refuse_idle(path: str, **settings: object) -> None:
 
 
 def _refuse_unsafe(address: str, sha256: str | None) -> None:
-    """Raise ValueError for what anybody on the way may change without a trace."""
+    """Raise ValueError for plain http without a checksum: the text could be changed in transit without a trace."""
     host = urlsplit(address).hostname or ""
     is_here = host in {"localhost", "::1"} or host.startswith("127.")
     if address.startswith("http://") and sha256 is None and not is_here:
@@ -175,15 +176,15 @@ def _refuse_unsafe(address: str, sha256: str | None) -> None:
 def _expanded(path: str) -> Path:
     try:
         return Path(path).expanduser()
-    except RuntimeError as error:  # the home of a user that is none
+    except RuntimeError as error:  # the path names the home of an unknown user
         raise ValueError(f"task.path={path}: {error}") from error
 
 
 def _folder(folder: Path, glob: str, path: str, text_column: str) -> Files:
-    """The files of a folder, without what a cache within it holds, which would change the corpus at every start."""
+    """Return the files of a folder, except those of a cache inside it, which would change the corpus at every start."""
     try:
         found = [file for file in folder.rglob(glob) if file.is_file()]
-    except (NotImplementedError, ValueError) as error:  # an absolute pattern, an empty one
+    except (NotImplementedError, ValueError) as error:  # an absolute or an empty pattern
         raise ValueError(f"task.path={folder}: task.glob={glob}: {error}") from error
     between = {parent for file in found for parent in file.parents if folder in parent.parents}
     ours = {parent for parent in between if is_ours(parent)}
@@ -194,7 +195,7 @@ def _folder(folder: Path, glob: str, path: str, text_column: str) -> Files:
 
 
 def standard_library(text_column: str = "text") -> Files:
-    """The Python source of this interpreter's standard library, without the folders of NOT_LIBRARY."""
+    """Return the Python source of this interpreter's standard library, without the folders of NOT_LIBRARY."""
     folder = Path(sysconfig.get_path("stdlib"))
     files: list[Path] = []
     for top, folders, names in os.walk(folder):
@@ -208,18 +209,18 @@ _SAYS_SPLIT: dict[Split, re.Pattern[str]] = {
     "validation": re.compile(r"(?<![a-z0-9])(validation|valid|val|dev)(?![a-z0-9])"),
     "test": re.compile(r"(?<![a-z0-9])(test|testing|eval|evaluation)(?![a-z0-9])"),
 }
-"""The words that `datasets` knows a split of local files by."""
+"""Words by which `datasets` assigns local files to splits."""
 
 
 def _named(parts: list[Part]) -> list[list[Part]] | None:
-    """Files by the split that their names say; None unless each says one, and there are all three."""
+    """Group files by the split in their names; None unless every file names one split and all three occur."""
     said = {part: [split for split, word in _SAYS_SPLIT.items() if word.search(part.name.lower())] for part in parts}
     groups = [[part for part in parts if said[part] == [split]] for split in _SAYS_SPLIT]
     return groups if all(groups) and sum(map(len, groups)) == len(parts) else None
 
 
 def _deal(parts: list[Part]) -> list[list[Part]] | None:
-    """Files in their order, each to the split in which its middle byte falls; None if a split comes out too small."""
+    """Assign each file, in order, to the split that its middle byte falls in; None if a split comes out too small."""
     sizes = np.array([part.path.stat().st_size for part in parts], dtype=np.int64)
     middles = sizes.cumsum() - sizes / 2
     shares = sizes.sum() * np.array(list(SPLIT_SHARES.values()))

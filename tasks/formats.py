@@ -1,4 +1,4 @@
-"""What a file holds, by its first bytes and, where those cannot tell, by its name: text, packed text, or rows of it."""
+"""Detection of the kind of a file, from its first bytes and, if those do not suffice, its name."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import json
 from pathlib import Path, PurePath
 
 HEAD_BYTES = 1 << 12
-"""What tells the kind of a file."""
+"""Number of leading bytes from which the kind of a file is detected."""
 LINE_BYTES = 1 << 26
-"""The longest first line that is looked at."""
+"""Longest first line that is read."""
 
 PACKED = frozenset({"gzip", "bzip2", "xz", "zstd", "lz4"})
 ARCHIVES = frozenset({"zip", "tar"})
 ROWS = frozenset({"parquet", "arrow", "json", "csv"})
-"""Loaders of `datasets`."""
+"""Loaders of `datasets` for files of rows."""
 
 _BY_START = {
     b"\x1f\x8b": "gzip",
@@ -49,15 +49,15 @@ _BY_NAME = {
 }
 _READ = PACKED | ARCHIVES | ROWS | {"text"}
 _WITHOUT_A_START = frozenset({"json", "csv", "xz", "tar"})
-"""Kinds that have variants which begin with nothing of their own."""
+"""Kinds that have variants without a signature."""
 _NOT_IN_TEXT = bytes({*range(9), *range(14, 27), *range(28, 32)})
-"""Control characters that no text file has: all but white space and escape."""
+"""Control characters that no text file has: all except white space and escape."""
 
 
 def kind_of(file: Path, name: str, text_column: str) -> str:
-    """Return `text`, or one of PACKED, ARCHIVES and ROWS. Raises ValueError, without the file, for all else.
+    """Return `text`, or one of PACKED, ARCHIVES and ROWS. Raises ValueError, not naming the file, for other kinds.
 
-    The content decides. JSON and CSV are known by their names; JSON lines that have `text_column` by any name, too.
+    The content decides. JSON and CSV are detected by their names; JSON lines with `text_column` under any name.
     """
     with file.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
@@ -74,7 +74,7 @@ def kind_of(file: Path, name: str, text_column: str) -> str:
 
 
 def unpacked_name(name: str) -> str:
-    """What a packed file is called once it is unpacked."""
+    """Return the name of a packed file after unpacking."""
     path = PurePath(name)
     suffix = path.suffix.lower()
     if suffix in {".tgz", ".tbz2", ".txz", ".tzst"}:
@@ -83,7 +83,7 @@ def unpacked_name(name: str) -> str:
 
 
 def wide_encoding(head: bytes) -> str | None:
-    """Name UTF-16 or UTF-32 of text that begins with its mark, or whose letters are mostly of one small alphabet."""
+    """Return UTF-16 or UTF-32 for text with its byte order mark, or whose letters are mostly of one small alphabet."""
     for mark, encoding in (
         (codecs.BOM_UTF32_LE, "UTF-32"),
         (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -100,7 +100,7 @@ def wide_encoding(head: bytes) -> str | None:
 
 
 def _shown_share(head: bytes, encoding: str) -> float:
-    """How many of the letters can be printed; 0 of what is not in this encoding."""
+    """Return the share of characters that can be printed; 0 if the bytes are not in this encoding."""
     try:
         letters = codecs.getincrementaldecoder(encoding)().decode(head)
     except UnicodeDecodeError:
@@ -112,9 +112,9 @@ def _by_content(head: bytes) -> str | None:
     for start, kind in _BY_START.items():
         if head.startswith(start):
             is_text = start.isascii() and start.decode().isprintable() and not _has_controls(head) and kind != "PDF"
-            return None if is_text else kind  # a story may begin with ORCHARD
+            return None if is_text else kind  # a story may begin with ORCHARD, which is not an ORC file
     if head.startswith(b"\xff\xff\xff\xff") and 0 < int.from_bytes(head[4:8], "little") < 1 << 24:
-        return "arrow"  # a stream, which begins with the length of its schema
+        return "arrow"  # an Arrow stream begins with the length of its schema
     return "tar" if head[257:262] == b"ustar" else None
 
 
@@ -123,7 +123,7 @@ def _has_controls(head: bytes) -> bool:
 
 
 def _is_json_lines(file: Path, head: bytes, text_column: str) -> bool:
-    """Whether the first line is an object that has the text."""
+    """Return True if the first line is an object that has the text."""
     if not head.removeprefix(codecs.BOM_UTF8).startswith(b'{"'):
         return False
     with file.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""A data set of the Hugging Face hub."""
+"""Data sets of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ HUB_TIMEOUT_S = 5.0
 
 
 class Hub(Source):
-    """A data set of the Hugging Face hub: one text column, one document per row.
+    """Data set of the Hugging Face hub: one text column, one document per row.
 
-    Its own train, validation and test splits are kept where it has all three. Otherwise all its rows are joined in
-    order and cut by position: rows are often single lines, and dealing those out would put neighbouring lines of one
+    Its own train, validation and test splits are kept if it has all three. Otherwise all rows are joined in order and
+    cut by position: rows are often single lines, and assigning them one by one would put neighbouring lines of one
     article into different splits.
 
-    With `max_bytes` it is streamed, not downloaded: whole documents from its start until they hold so much (of its own
-    splits, each until it has its share of `SPLIT_SHARES`, or ends).
+    With `max_bytes` it is streamed, not downloaded: whole documents from its start until they reach that size (each of
+    its own splits, until it has its share of `SPLIT_SHARES` or ends).
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class Hub(Source):
         self._commit: str | None = None
 
     def fingerprint(self) -> str:
-        # The hub is not asked: what was built once must open without a network. Provenance has the commit, where the
-        # hub told it, and the content's hash.
+        # The hub is not contacted: a finished build must open without a network. Provenance has the content's hash and,
+        # if the hub reported it, the commit.
         taken = "" if self.max_bytes is None else f"\0{self.max_bytes}"
         asked = f"hub\0{self.name}\0{self.config_name}\0{self.text_column}{taken}\0@{self.revision}"
         return hashlib.sha256(asked.encode()).hexdigest()
@@ -63,10 +63,10 @@ class Hub(Source):
         streaming = {} if self.max_bytes is None else {"streaming": True}
         self._commit = self.revision
         try:
-            if not datasets.config.HF_HUB_OFFLINE:  # this fails at once; load_dataset alone retries for 23 s
+            if not datasets.config.HF_HUB_OFFLINE:  # fails at once if offline; load_dataset alone retries for 23 s
                 self._commit = HfApi().dataset_info(self.name, revision=self.revision, timeout=HUB_TIMEOUT_S).sha
             splits = datasets.load_dataset(self.name, self.config_name, revision=self._commit, **streaming)
-        except Exception as error:  # the hub's HTTP library, and with it each error class, changes between versions
+        except Exception as error:  # the hub's HTTP library and its error classes change between versions
             at = "" if self.revision is None else f" at task.revision={self.revision}"
             raise ValueError(
                 f"task.path={self.name} is no file or folder, and cannot be loaded as a data set of the hub{at} "
@@ -86,7 +86,7 @@ class Hub(Source):
 
 
 def _downloaded(splits: Any) -> str | None:
-    """The commit that a data set was downloaded at before, if its files say so."""
+    """Return the commit of an earlier download of a data set, if its files record it."""
     for rows in splits.values():
         for address in rows.info.download_checksums or {}:
             if found := re.search("@([0-9a-f]{40})/", address):

@@ -1,4 +1,4 @@
-"""The documents in files of any kind that is read: text as it is, packed text unpacked, each row of a table."""
+"""Documents in files of every supported kind: plain text, packed text after unpacking, each row of a table."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from typing import Any, NamedTuple
 from tasks import formats
 
 PIECE_BYTES = 1 << 20
-"""What is read of a file at a time."""
+"""Bytes of a file that are read at a time."""
 ROWS_AT_ONCE = 100
-"""What is read of a data set at a time: 40 MB, where rows are books."""
+"""Rows of a data set that are read at a time: 40 MB if rows are books."""
 
 Document = Iterable[bytes]
-"""Its pieces, one after the other: a document may be larger than memory."""
+"""Pieces of a document, in order: a document may be larger than memory."""
 
 
 class Part(NamedTuple):
-    """A file to read: one that is given, or that was packed in one."""
+    """File to read: a given one, or one unpacked from it."""
 
     name: str
-    """For people: `docs.zip/letters/1.txt`."""
+    """Name in messages: `docs.zip/letters/1.txt`."""
     path: Path
     kind: str
-    """`text`, or the loader of `datasets` that reads its rows."""
+    """`text`, or the loader of `datasets` for its rows."""
 
 
 class Unreadable(ValueError):
@@ -42,17 +42,17 @@ class Unreadable(ValueError):
 
 
 class Packs:
-    """Reads files. What is packed is first unpacked into a folder: only then is the size of the text known."""
+    """Reader of files. Packed files are first unpacked into a folder: only then is the size of their text known."""
 
     def __init__(self, path: str, text_column: str, workplace: Path) -> None:
-        """path: `task.path`, for complaints. workplace: a folder of ours that lasts until all parts have been read."""
+        """Keep the settings. path: `task.path`, for messages. workplace: our folder, kept until all parts are read."""
         self.path = path
         self.text_column = text_column
         self.workplace = workplace
         self._names = map(str, count())
 
     def parts(self, file: Path, name: str) -> Iterator[Part]:
-        """Yield what a file holds, in order of names; nothing of an empty one. Raises Unreadable."""
+        """Yield the parts of a file, in order of names; none for an empty file. Raises Unreadable."""
         if not file.stat().st_size:
             return
         try:
@@ -74,7 +74,7 @@ class Packs:
             yield Part(name, file, kind)
 
     def documents(self, part: Part) -> Iterator[Document]:
-        """Yield the documents of one part: the text, or that of each row of a table. Raises Unreadable."""
+        """Yield the documents of one part: its text, or the text of each row of a table. Raises Unreadable."""
         if part.kind == "text":
             yield _pieces(part.path)
             return
@@ -84,11 +84,11 @@ class Packs:
             yield from ((text,) for text in texts(rows, self.text_column))
 
     def _rows(self, part: Part) -> Any:
-        """The rows of a table as a stream: what `datasets` copies to its cache is not known by its content."""
+        """Stream the rows of a table: the cache of `datasets` would not be keyed by the content."""
         import datasets
 
-        datasets.utils.logging.set_verbosity(logging.CRITICAL)  # it says in many lines what it then raises
-        plain = self.workplace / f"{next(self._names)}.{part.kind}"  # any other name may be a pattern to it
+        datasets.utils.logging.set_verbosity(logging.CRITICAL)  # it logs many lines about errors that it then raises
+        plain = self.workplace / f"{next(self._names)}.{part.kind}"  # a file's own name may be read as a pattern
         plain.symlink_to(part.path.resolve())
         how = _csv_columns(part) if part.kind == "csv" else {"parse_agent_traces": False} if part.kind == "json" else {}
         file, cache = glob.escape(str(plain.absolute())), str(self.workplace)
@@ -96,20 +96,20 @@ class Packs:
 
     @contextmanager
     def _complaints(self, name: str, kind: str) -> Iterator[None]:
-        """Raise Unreadable in place of what each library has errors of its own for."""
+        """Raise Unreadable instead of the errors that each library defines for itself."""
         try:
             yield
         except Unreadable:
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # of the disk, not of what it holds
+                raise  # an error of the disk, not of the content
             raise Unreadable(f"task.path={self.path}: {name} cannot be read as {kind} ({brief(error)})") from error
 
 
 def check_column(rows: Any, text_column: str, where: str) -> None:
-    """Raise Unreadable if a data set has no such column of text."""
-    if rows.features is None:  # a stream of files that do not say: its first row does
+    """Raise Unreadable if a data set has no text column of this name."""
+    if rows.features is None:  # a stream of files without a schema: use the first row
         columns = [name for name, value in next(iter(rows), {}).items() if isinstance(value, str)]
     else:
         kinds = {name: getattr(kind, "dtype", "") for name, kind in rows.features.items()}
@@ -120,18 +120,18 @@ def check_column(rows: Any, text_column: str, where: str) -> None:
 
 
 def texts(rows: Any, text_column: str) -> Iterator[bytes]:
-    """Yield the text of each row that has one."""
+    """Yield the text of each row, except rows without one."""
     for batch in rows.select_columns([text_column]).iter(batch_size=ROWS_AT_ONCE):
         yield from (text.encode() for text in batch[text_column] if text is not None)
 
 
 def brief(error: Exception) -> str:
-    """Return what an exception says, in less than a line."""
+    """Return the message of an exception, shorter than a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _csv_columns(part: Part) -> dict[str, Any]:
-    """How CSV is read: every column is text, in which `NA` is a word and 1.0 no number."""
+    """Return CSV options that read every column as text: `NA` stays a word and 1.0 is not parsed as a number."""
     from datasets import Features, Value
 
     separator = "\t" if PurePath(part.name).suffix.lower() == ".tsv" else ","
@@ -141,13 +141,13 @@ def _csv_columns(part: Part) -> dict[str, Any]:
 
 
 def _is_content(path: Path, folder: Path) -> bool:
-    """Whether it is a file of an archive, and not one that the packer made for itself."""
+    """Return True for a file of an archive that the packing program did not add for itself."""
     is_own = any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
     return path.is_file() and not is_own
 
 
 def _pieces(file: Path) -> Iterator[bytes]:
-    """A file as it is, but for a byte order mark, which is no part of the text."""
+    """Yield the bytes of a file without a byte order mark, which is no part of the text."""
     with file.open("rb") as stream:
         piece = stream.read(PIECE_BYTES).removeprefix(codecs.BOM_UTF8)
         while piece:

@@ -10,28 +10,28 @@ from typing import Any
 import numpy as np
 
 PAGE_BYTES = 1 << 20
-"""One row of the Arrow file."""
+"""Size of one row of the Arrow file."""
 CHUNK_BYTES = 64 * PAGE_BYTES
-"""One record batch: contiguous in memory."""
+"""Size of one record batch, which is contiguous in memory."""
 
 
 class PagedBytes:
     """Bytes in a memory-mapped Arrow file, as written by `PageWriter`."""
 
     def __init__(self, file: Path) -> None:
-        import pyarrow  # what `datasets` would map it with, without half a second to import that
+        import pyarrow  # `datasets` maps files with it too; importing pyarrow alone is half a second faster
 
         column = pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))).read_all().column("bytes")
         self.chunks: list[np.ndarray] = [_view(chunk.flatten()) for chunk in column.chunks]
         """Views of the map, uint8, each CHUNK_BYTES long but the last."""
 
     def pieces(self, start: int, end: int) -> Iterator[np.ndarray]:
-        """The bytes from `start` to `end` as views, one for each chunk that holds some of them."""
+        """Yield the bytes from `start` to `end` as views, one per chunk that holds some of them."""
         for i in range(start // CHUNK_BYTES, -(-end // CHUNK_BYTES)):
             yield self.chunks[i][max(start - i * CHUNK_BYTES, 0) : end - i * CHUNK_BYTES]
 
     def gather(self, positions: np.ndarray) -> np.ndarray:
-        """The bytes at `positions`, of any shape; loops over the chunks they are in, not over the positions."""
+        """Return the bytes at `positions`, of any shape; loops over the chunks they are in, not over the positions."""
         chunk_of, place = np.divmod(positions, CHUNK_BYTES)
         gathered = np.empty(positions.shape, dtype=np.uint8)
         for i in np.unique(chunk_of):
@@ -40,21 +40,21 @@ class PagedBytes:
         return gathered
 
     def counts(self, start: int, end: int) -> list[int]:
-        """How often each byte value occurs from `start` to `end`."""
+        """Count each byte value from `start` to `end`."""
         totals = np.zeros(256, dtype=np.int64)
         for piece in self.pieces(start, end):
-            for page in range(0, len(piece), PAGE_BYTES):  # bincount widens what it counts to 8 bytes each
+            for page in range(0, len(piece), PAGE_BYTES):  # bincount widens its input to 8 bytes per element
                 totals += np.bincount(piece[page : page + PAGE_BYTES], minlength=256)
         return totals.tolist()
 
 
 def _view(values: Any) -> np.ndarray:
-    """A uint8 Arrow array where it lies; its own `to_numpy` imports pandas first."""
+    """View a uint8 Arrow array as NumPy without a copy; its own `to_numpy` would import pandas first."""
     return np.frombuffer(values.buffers()[1], dtype=np.uint8, count=len(values), offset=values.offset)
 
 
 class PageWriter:
-    """Cuts a stream of bytes into the rows of an Arrow file."""
+    """Writer that cuts a stream of bytes into the rows of an Arrow file."""
 
     def __init__(self, file: Path) -> None:
         from datasets import Features, List, Value

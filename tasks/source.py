@@ -1,4 +1,4 @@
-"""What a corpus is made from: documents of each split, and a way to tell that they have changed."""
+"""Sources of a corpus: the documents of each split, and a fingerprint that changes with them."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from tasks.base import Split
 from tasks.packs import Document
 
 SPLIT_SHARES: dict[Split, float] = {"train": 0.9, "validation": 0.05, "test": 0.05}
-"""Of the bytes, where the source does not say which document belongs to which split."""
+"""Shares of the bytes, used if the source does not assign documents to splits."""
 
 
 class Source(ABC):
-    """Documents, and a way to tell that they have changed."""
+    """Documents and their fingerprint."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes when the documents do. Computed at every start, so it decodes and unpacks nothing."""
+        """Return a key that changes with the documents. Computed at every start: nothing is decoded or unpacked."""
 
     @abstractmethod
     def groups(self, workplace: Path) -> list[Iterator[Document]]:
-        """The documents of train, validation and test; or all in one group, to be cut by position.
+        """Return the documents of train, validation and test; or all in one group, to be cut by position.
 
-        workplace: a folder to unpack into, which lasts until all have been read.
+        workplace: a folder to unpack into, kept until all documents have been read.
         """
 
     def provenance(self) -> dict[str, str]:
-        """What a row must say of it besides `task.path`; known once `groups` has been asked."""
+        """Return the facts that a row must record besides `task.path`; complete once `groups` has been called."""
         return {}
 
     def reject(self) -> None:
-        """Forget what was downloaded, for it is not what was asked for."""
+        """Delete the download, because it is not the requested text."""
         return

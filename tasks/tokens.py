@@ -1,4 +1,4 @@
-"""Tokens of a corpus other than its bytes, characters or byte pairs: on disk beside the bytes, built once."""
+"""Tokens of a corpus other than its bytes (characters, byte pairs): built once, on disk beside the bytes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tasks.windows import Windowed
 Tokenizer = Literal["bytes", "characters", "bpe"]
 
 LAYOUT = 2
-"""Part of the folder's name: raise it when its files change their meaning, or a tokenizer what it does."""
+"""Part of the folder's name: raise it when the meaning of its files or the output of a tokenizer changes."""
 
 
 def tokens_of(corpus: Corpus, tokenizer: Tokenizer, bpe_vocab_size: int) -> Windowed:
-    """The corpus by a tokenizer; reads nothing yet."""
+    """Return the corpus as tokens of a tokenizer; nothing is read yet."""
     if tokenizer == "bytes":
         return corpus
     if tokenizer == "characters":
@@ -36,26 +36,26 @@ def tokens_of(corpus: Corpus, tokenizer: Tokenizer, bpe_vocab_size: int) -> Wind
 
 
 class TokenFacts(TypedDict):
-    """What is known without reading the tokens: `facts.json` beside them."""
+    """Facts that are available without reading the tokens, in `facts.json` beside them."""
 
     vocab_size: int
     sha256: str
-    """Of the file of the vocabulary."""
+    """Hash of the vocabulary file."""
     ranges: dict[Split, list[int]]
     counts: dict[Split, list[int]]
     n_bytes: dict[Split, int]
-    """Bytes that the tokens of each split stand for: what a model has to predict, and all that bits are shared by."""
+    """Bytes that the tokens of each split stand for: a model predicts these, and bits per byte divides by them."""
 
 
 class Tokens(Windowed):
-    """The text of a corpus by a vocabulary that is learned from its train split.
+    """Text of a corpus in a vocabulary learned from its train split.
 
-    The first use builds it in the folder of the corpus; later uses map it. Each split is tokenised by itself, so that
-    no token holds bytes of two. A character that the border of a split cuts is left out of both.
+    The first use builds it in the folder of the corpus; later uses map it. Each split is tokenised separately, so no
+    token holds bytes of two splits. A character cut by a split border is left out of both.
 
     Raises (at first use):
-        ValueError: what the corpus raises, or it is not UTF-8, its train split has not so many tokens, or most of
-            another split has characters that the train split has not.
+        ValueError: the corpus raises it or is not UTF-8, its train split has fewer tokens than requested, or most of
+            another split is in characters that the train split lacks.
     """
 
     def __init__(self, corpus: Corpus, name: str, kind: type[Vocabulary], vocab_size: int | None) -> None:
@@ -68,7 +68,7 @@ class Tokens(Windowed):
 
     @cached_property
     def folder(self) -> Path:
-        """Where the tokens are kept; built if they are not there yet, or damaged."""
+        """Folder of the tokens; built if it is missing or damaged."""
         folder = self._corpus.folder / f"{self.name}-{LAYOUT}"
         with self._corpus.complaints():
             return kept(folder, self._build)
@@ -94,7 +94,7 @@ class Tokens(Windowed):
         Path(folder, "facts.json").write_text(json.dumps(facts))
 
     def _write(self, vocabulary: Vocabulary, path: Path) -> dict[Split, np.ndarray]:
-        """Write the tokens of one split after those of the one before. Returns how often each occurs."""
+        """Write the tokens of all splits, one after the other. Returns the number of occurrences of each token."""
         counts: dict[Split, np.ndarray] = {}
         with path.open("wb") as file:
             for split in get_args(Split):
@@ -112,7 +112,7 @@ class Tokens(Windowed):
             )
 
     def _check_told(self, split: Split, n_bytes: int) -> None:
-        """Raise ValueError if a model would be asked for too little of a split."""
+        """Raise ValueError if most of a split is in characters that the vocabulary lacks."""
         start, end = self._corpus.ranges[split]
         if 2 * n_bytes < end - start:
             raise ValueError(
@@ -175,7 +175,7 @@ class Tokens(Windowed):
 
     def windows(self, split: Split, n: int, length: int, rng: torch.Generator, device: torch.device) -> Tensor:
         window = super().windows(split, n, length, rng, device).long()
-        return window & 0xFFFF if self.token_bytes == 2 else window  # they are held as signed numbers
+        return window & 0xFFFF if self.token_bytes == 2 else window  # two-byte tokens are stored as signed numbers
 
     def word(self, token: int) -> str:
         return self.vocabulary.word(token)
@@ -190,7 +190,7 @@ class Tokens(Windowed):
 
 
 class MappedTokens:
-    """A memory-mapped file of tokens and nothing else. Two or four bytes are signed: PyTorch can index those."""
+    """Memory-mapped file of tokens only. Two or four bytes are read as signed: PyTorch can index with those."""
 
     def __init__(self, file: Path, dtype: np.dtype[Any]) -> None:
         signed = {1: np.uint8, 2: np.int16, 4: np.int32}[dtype.itemsize]

@@ -1,4 +1,4 @@
-"""What a token is: learned from a text, in the order of the text's pieces, and written into one file."""
+"""Vocabularies: learned from a text, applied piece by piece in order, and stored in one file."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ from typing import Self
 import numpy as np
 
 TEXT_BYTES = 1 << 12
-"""Bytes that are decoded, and tokenised, at a time (`tokenizers` is a third slower on 64 KiB)."""
+"""Bytes that are decoded and tokenised at a time (`tokenizers` is a third slower with 64 KiB)."""
 TEXTS_AT_ONCE = 256
-"""Texts that the cores share."""
+"""Number of texts that the CPU cores share."""
 SAMPLE_BYTES = 1 << 16
-"""What an encoding is guessed from."""
+"""Bytes from which an encoding is guessed."""
 BPE_LEARNS_FROM = 1 << 30
-"""Bytes of the train split, from its start, that byte pairs are counted in: the counts of words lie in memory."""
+"""Leading bytes of the train split from which byte pairs are learned: the counts of words are held in memory."""
 LONGEST_WORD = 1 << 16
-"""A text without spaces is cut after so many characters."""
+"""Number of characters after which a text without spaces is cut."""
 
 
 class Vocabulary(ABC):
-    """What the tokens are, learned from a text and kept in one file."""
+    """Meaning of the tokens, learned from a text and stored in one file."""
 
     file: str
     vocab_size: int
     n_bytes: np.ndarray
-    """Bytes of the text that each token stands for: those of a token that stands for any of several are not told."""
+    """Bytes of text that each token stands for; 0 for a token that stands for any of several characters."""
 
     @classmethod
     @abstractmethod
     def learn(cls, texts: Iterator[str], vocab_size: int | None) -> Self:
-        """From the train split. `vocab_size` is asked for, not promised; None: as many as there are."""
+        """Learn from the train split. `vocab_size` is a target, not a guarantee; None: as many as there are."""
 
     @classmethod
     @abstractmethod
     def load(cls, text: str) -> Self:
-        """From the content of its file."""
+        """Build the vocabulary from the content of its file."""
 
     @abstractmethod
     def dump(self) -> str:
-        """The content of its file."""
+        """Return the content of its file."""
 
     @abstractmethod
     def encode(self, texts: Iterator[str]) -> Iterator[np.ndarray]:
-        """The tokens of one text that comes in pieces, in pieces."""
+        """Yield the tokens of one text, which comes in pieces."""
 
     @abstractmethod
     def word(self, token: int) -> str: ...
 
 
 class Characters(Vocabulary):
-    """The code points of the train split, the smallest first, then one token for any other."""
+    """Code points of the train split in ascending order, then one token for any other."""
 
     file = "characters.json"
 
@@ -92,7 +92,7 @@ class Characters(Vocabulary):
 
 
 class BytePairs(Vocabulary):
-    """Byte-level byte-pair encoding (Radford et al. 2019), by the library `tokenizers`."""
+    """Byte-level byte-pair encoding (Radford et al. 2019), using the library `tokenizers`."""
 
     file = "tokenizer.json"
 
@@ -104,7 +104,7 @@ class BytePairs(Vocabulary):
         self.tokens = [
             bytes(byte_of[letter] for letter in letters) for letters in sorted(vocabulary, key=vocabulary.get)
         ]
-        """The bytes of each."""
+        """Bytes of each token."""
         self.n_bytes = np.array([len(token) for token in self.tokens])
 
     @classmethod
@@ -143,10 +143,10 @@ class BytePairs(Vocabulary):
 
 
 def decoded(pieces: Iterable[np.ndarray]) -> Iterator[str]:
-    """Bytes in pieces of any length as UTF-8, of which no piece cuts a character.
+    """Decode UTF-8 bytes that come in pieces of any length, without cutting a character.
 
-    Those of a character that the first or the last of them cut, as the borders of a split may, are left out. Raises
-    NotUtf8 for any other byte that is none.
+    A character that is cut at the start or the end of the text, as a split border may do, is left out. Raises NotUtf8
+    for any other invalid byte.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     n_read = 0
@@ -163,20 +163,20 @@ def decoded(pieces: Iterable[np.ndarray]) -> Iterator[str]:
 
 
 _CUT = re.compile(rb"\A[\x80-\xbf]{1,3}")
-"""What is left of a character whose start is in the split before."""
+"""Rest of a character that starts in the previous split."""
 
 
 class NotUtf8(ValueError):
-    """Raised for bytes that are no text: decoded all the same, many would become one letter, and bits be lost."""
+    """Raised when bytes are not UTF-8: decoded anyway, many would become one character and the loss would miss bits."""
 
     def __init__(self, byte: int, position: int, sample: bytes) -> None:
-        """position: about where it is. sample: what stands there."""
+        """Compose the message. position: approximate place of the byte. sample: the bytes around it."""
         super().__init__(f"is not UTF-8 (a byte {byte:#04x} near {position:,})")
         self.encoding = _guessed(sample)
 
 
 def _guessed(sample: bytes) -> str | None:
-    """The encoding that a text is most likely in; None where there is none that fits."""
+    """Return the most likely encoding of a text; None if none fits."""
     from charset_normalizer import from_bytes
 
     best = from_bytes(sample).best()
@@ -187,9 +187,9 @@ _BEFORE_A_SPACE = re.compile(r".*[!-~](?=[ \n])", re.DOTALL)
 
 
 def between_words(texts: Iterator[str]) -> Iterator[str]:
-    """The same text, cut where a space follows a letter, a digit or a mark, as BPE cuts it before it merges anything.
+    """Yield the same text, cut where a space follows a letter, digit or punctuation mark, as BPE does before merging.
 
-    So the tokens do not depend on the pieces; unless LONGEST_WORD characters have no such place.
+    So the tokens do not depend on the pieces, unless LONGEST_WORD characters contain no such place.
     """
     rest = ""
     for text in texts:
@@ -208,7 +208,7 @@ def _points(text: str) -> np.ndarray:
 
 
 def _letters() -> list[str]:
-    """The letter that stands for each byte in the files of byte-level BPE (GPT-2's table)."""
+    """Return the letter that stands for each byte in the files of byte-level BPE (GPT-2's table)."""
     shown = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte if byte in shown else next(others)) for byte in range(256)]

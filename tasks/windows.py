@@ -1,4 +1,4 @@
-"""Windows of what lies on disk, at random offsets of a split."""
+"""Windows of tokens on disk, at random offsets of a split."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch import Tensor
 from tasks.base import Split
 
 RESIDENT_MAX_BYTES = 1 << 30
-"""A split up to this size is copied to the device that samples; a larger one is read from the memory map."""
+"""Largest split that is copied to the sampling device; a larger one is read from the memory map."""
 
 
 class Numbers(Protocol):
     """Numbers in a memory map."""
 
     def pieces(self, start: int, end: int) -> Iterable[np.ndarray]:
-        """Those from `start` to `end` as views, in order."""
+        """Yield the numbers from `start` to `end` as views, in order."""
 
     def gather(self, positions: np.ndarray) -> np.ndarray:
-        """Those at `positions`, of any shape."""
+        """Return the numbers at `positions`, of any shape."""
 
 
 class Windowed(ABC):
-    """Tokens on disk, in disjoint train, validation and test ranges, and what each token is."""
+    """Tokens on disk in disjoint train, validation and test ranges, and the meaning of each token."""
 
     unit = "tokens"
     path: str
@@ -37,7 +37,7 @@ class Windowed(ABC):
         self._resident: dict[tuple[Split, torch.device], Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the numbers: another process opens the file again."""
+        """Return the state without the numbers: another process opens the file again."""
         state = vars(self) | {"_resident": {}}
         state.pop("_numbers", None)
         return state
@@ -49,25 +49,25 @@ class Windowed(ABC):
     @property
     @abstractmethod
     def ranges(self) -> dict[Split, list[int]]:
-        """The first token of each split and the one after its last."""
+        """First token of each split, and the one after its last."""
 
     @property
     @abstractmethod
     def counts(self) -> dict[Split, list[int]]:
-        """How often each token occurs."""
+        """Number of occurrences of each token, by split."""
 
     @abstractmethod
     def bytes_per_token_of(self, split: Split) -> float:
-        """Bytes of the text that a token of the split stands for, on average: what its bits are shared by."""
+        """Return the mean number of bytes per token of the split, which converts its loss to bits per byte."""
 
     @abstractmethod
     def n_bytes(self, device: torch.device) -> Tensor:
-        """Bytes of the text that each token stands for: (vocab_size,)."""
+        """Return the number of bytes that each token stands for: (vocab_size,)."""
 
     @property
     @abstractmethod
     def token_bytes(self) -> int:
-        """What a token takes on disk and in memory."""
+        """Bytes of one token on disk and in memory."""
 
     @cached_property
     @abstractmethod
@@ -75,19 +75,19 @@ class Windowed(ABC):
 
     @abstractmethod
     def word(self, token: int) -> str:
-        """A token in at most 8 characters that can be printed; no two are written alike."""
+        """Return a token as at most 8 printable characters; no two tokens look the same."""
 
     @abstractmethod
     def provenance(self) -> dict[str, str | int]:
-        """What others need to find the same tokens."""
+        """Return the facts that others need to find the same tokens."""
 
     def is_resident(self, split: Split) -> bool:
-        """Whether the split is kept in the memory of the device that samples."""
+        """Return True if the split is kept in the memory of the sampling device."""
         start, end = self.ranges[split]
         return (end - start) * self.token_bytes <= RESIDENT_MAX_BYTES
 
     def windows(self, split: Split, n: int, length: int, rng: torch.Generator, device: torch.device) -> Tensor:
-        """`n` windows of the split, every offset equally likely: (n, length) on `device`, of the type on disk."""
+        """Draw `n` windows of the split, offsets equally likely: (n, length) on `device`, in the type on disk."""
         start, end = self.ranges[split]
         if end - start < length:
             raise ValueError(
@@ -113,8 +113,8 @@ _NEARLY_EVEN = 1 << 24
 def below(limit: int, n: int, rng: torch.Generator, device: torch.device) -> Tensor:
     """Draw `n` numbers from 0 ... limit - 1, each equally often.
 
-    `torch.randint` takes the remainder of 32 bits, so that of 2 * 10^8 numbers the lower half comes 5 % more often.
-    Up to _NEARLY_EVEN that is less than 0.4 %, and what was drawn from small corpora before stays.
+    `torch.randint` takes the remainder of 32 bits, so with a limit of 2 * 10^8 the lower half is drawn 5 % more often.
+    Up to _NEARLY_EVEN the bias is below 0.4 %, and earlier draws from small corpora stay the same.
     """
     if limit <= _NEARLY_EVEN:
         return torch.randint(limit, (n,), generator=rng, device=device)
