@@ -160,7 +160,7 @@ def _cache(cache_dir: str | None) -> Path:
         if cache_dir is not None:
             return Path(cache_dir).expanduser()
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "arch_bench"
-    except RuntimeError as error:  # HOME is not set, and this machine does not know the user
+    except RuntimeError as error:  # HOME is not set, and this machine has no entry for the user
         raise ValueError(f"task.cache_dir={cache_dir}: {error} Give task.cache_dir=FOLDER") from error
 
 
