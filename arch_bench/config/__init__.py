@@ -1,1 +1,1 @@
-"""The composed configuration: its schema, how it is composed, what it builds, and its errors in one line."""
+"""Schema, composition, instantiation and one-line errors of the configuration."""

@@ -1,4 +1,4 @@
-"""What stands on the command line, looked at before Hydra reads it: what it would answer in a page is one line."""
+"""Check the command line before Hydra reads it, so that an error is one line and not a page."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _MODES = {"run": "--run", "multirun": "-m", "cfg": "--cfg", "info": "--info", "s
 
 
 def versions() -> str:
-    """Return those of the harness and of what decides most of what it measures, in one line."""
+    """Return the versions of the harness, torch and Hydra in one line."""
     names = {"arch-bench": "arch-bench", "torch": "torch", "hydra": "hydra-core"}
     return ", ".join(f"{name} {version(package)}" for name, package in names.items())
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Raise ConfigError for flags that Hydra does not have, or not together, and for what would run any callable."""
+    """Check the flags. Raises ConfigError for unknown or conflicting flags, and for overrides that name a class."""
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
     found = parser.parse_args(list(arguments))
@@ -36,7 +36,10 @@ def check(arguments: Sequence[str]) -> None:
 
 
 def _check_hydras(found: Namespace) -> None:
-    """What Hydra is made of comes from its groups: a class named on the command line would be called as it is."""
+    """Refuse overrides that name a class for Hydra itself: Hydra would call any class from the command line.
+
+    Raises ConfigError.
+    """
     for override in found.overrides:
         key = override.partition("=")[0].lstrip("+~")
         if key.startswith("hydra.") and ("_target_" in override or "()" in override):
@@ -44,7 +47,7 @@ def _check_hydras(found: Namespace) -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-    """argparse's complaint as a line with what to do."""
+    """Raise argparse's complaint as a ConfigError of one line with advice."""
     _, is_unknown, rest = message.partition("unrecognized arguments: ")
     first = rest.split(" ")[0]
     name = first.lstrip("-").partition("=")[0]

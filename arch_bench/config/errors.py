@@ -1,4 +1,4 @@
-"""The user's mistake in one line: the key, the value, and what is allowed."""
+"""Errors for the user's mistakes, in one line with the key, the value and the allowed values."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from arch_bench.config.usage import CONF, options
 
 
 class ConfigError(ValueError):
-    """The user's mistake, in one line that names the key, the value and what is allowed."""
+    """Raised when the user makes a mistake; the one-line message names the key, the value and the allowed values."""
 
 
 def is_hydras(error: BaseException) -> bool:
-    """Whether Hydra, or what it is made of, raised it over what the user typed, of whatever class it is."""
+    """Check if Hydra or a library under it raised the error, of any class, over the user's input."""
     frames = (frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in walk_tb(error.__traceback__))
     ours = [package for package in frames if package in ("arch_bench", "tasks", *_HYDRAS)]
     return bool(ours) and ours[-1] in _HYDRAS
@@ -35,9 +35,9 @@ _INTERNAL = {"hydra", "backbone_name", "task_name"}
 
 
 def one_line(error: BaseException, overrides: Sequence[str] = ()) -> str:
-    """What went wrong and what to do, from the exceptions that Hydra, OmegaConf and the file system raise.
+    """Return the problem and its fix in one line, for an exception of Hydra, OmegaConf or the file system.
 
-    overrides: what the user typed, if that is known.
+    overrides: the user's overrides, if known.
     """
     match error:
         case ConfigCompositionException() if isinstance(error.__cause__, OmegaConfBaseException):
@@ -58,7 +58,7 @@ def one_line(error: BaseException, overrides: Sequence[str] = ()) -> str:
 
 
 def _unknown_option(error: MissingConfigException) -> str:
-    """`backbone=mamb` and the like."""
+    """Explain an option that does not exist, such as `backbone=mamb`."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     known = list(error.options or [])
     if not group:
@@ -67,13 +67,13 @@ def _unknown_option(error: MissingConfigException) -> str:
 
 
 def _of_override(error: ConfigCompositionException, told: str) -> str:
-    """What OmegaConf says of a value without its key, as `Value 'x' is not a valid bool`, after the override."""
+    """Put the override before an OmegaConf message without a key, such as `Value 'x' is not a valid bool`."""
     _, is_of_one, override = str(error).partition("Error merging override ")
     return f"{override}: {told}" if is_of_one and not told.startswith(override.partition("=")[0].lstrip("+~")) else told
 
 
 def _unresolved(error: OmegaConfBaseException, overrides: Sequence[str]) -> str:
-    """`seed=${nosuch}` and the like: as it was typed, or as the config has it."""
+    """Explain an interpolation such as `seed=${nosuch}`, as it was typed or as the config has it."""
     text, missing = _flat(str(error).split("\n    ", 1)[0]), re.search(r"key '(.+?)' not found", str(error))
     told = f"there is no {missing[1]}" if missing else text
     if typed := [each for each in overrides if missing and f"${{{missing[1]}" in each]:
@@ -84,7 +84,10 @@ def _unresolved(error: OmegaConfBaseException, overrides: Sequence[str]) -> str:
 
 
 def _elsewhere(error: OmegaConfBaseException) -> str:
-    """Of a dial of an option that has none, as `launcher.pack=2` of launcher=basic: who has it; empty of others."""
+    """Explain a dial set on an option without dials, as `launcher.pack=2` with launcher=basic.
+
+    Suggest the options that have the dial; return an empty text for other errors.
+    """
     if any(key != "_target_" for key in error.parent_node or [""]):
         return ""
     group, _, dial = (error.full_key or "").rpartition(".")
@@ -94,10 +97,10 @@ def _elsewhere(error: OmegaConfBaseException) -> str:
 
 
 def _unknown_key(error: OmegaConfBaseException, overrides: Sequence[str]) -> str:
-    """`task.n_pais=3` and the like.
+    """Explain an unknown key, such as `task.n_pais=3`.
 
-    Before Hydra sweeps over a group it sets all that is not swept in the group's default option, where keys of the
-    others are unknown.
+    Before Hydra sweeps over a group, it sets every override that is not swept in the group's default option, which
+    lacks the keys of the other options.
     """
     key, parent = error.full_key or str(error.key or ""), error.parent_node
     if parent is None or not key or "not in struct" not in str(error):
@@ -116,7 +119,7 @@ def _unknown_key(error: OmegaConfBaseException, overrides: Sequence[str]) -> str
 
 
 def _homes(root: Any, name: str) -> list[str]:
-    """Where in a config a key of that name is, at any depth, as `optim.lr` of `lr`; at most three."""
+    """Find up to three keys of that name at any depth of a config, as `optim.lr` for `lr`."""
     own = OmegaConf.to_container(root, resolve=False)
     mine = (path for path in _paths(own) if not path.startswith(("hydra.", "protocol.space.")))
     return [path for path in mine if path.rpartition(".")[2] == name][:3]
@@ -129,12 +132,12 @@ def _paths(node: Any, above: str = "") -> Iterator[str]:
 
 
 def _way_to_write(override: str) -> str:
-    """What to type instead: advice is given only where Hydra reads it as what was meant."""
+    """Suggest a correct override, but only if Hydra reads it as the intended value."""
     key, is_set, value = override.partition("=")
     if any(value.count(opening) != value.count(closing) for opening, closing in ("[]", "()", "{}")):
         return f"brackets that do not match; for the shell, the whole goes into quotes: {shlex.quote(f'{key}=[a,b]')}"
     if value.startswith("~/"):
-        value = str(Path(value).expanduser())  # quotes keep the shell from doing it
+        value = str(Path(value).expanduser())  # the shell does not expand it within quotes
     advice = f"{key}={quoted(value)}"
     if is_set and _read(advice) == value:
         return f"a value with ~ = ( ) and the like needs quotes inside quotes: {shlex.quote(advice)}"
@@ -142,12 +145,12 @@ def _way_to_write(override: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text as an override holds it, whatever it has of Hydra's signs."""
+    """Quote a text for an override, escaping Hydra's special characters."""
     return '"' + re.sub(r'(\\*)("|$)', lambda met: met[1] * 2 + ('\\"' if met[2] else ""), text) + '"'
 
 
 def _read(override: str) -> object:
-    """The value; None where Hydra refuses it."""
+    """Return the value of an override; None if Hydra refuses it."""
     try:
         return OverridesParser.create().parse_overrides([override])[0].value()
     except OverrideParseException:
@@ -155,7 +158,7 @@ def _read(override: str) -> object:
 
 
 def _flat(text: str) -> str:
-    """In one line, without what OmegaConf adds about types."""
+    """Flatten a message to one line, without OmegaConf's additions about types."""
     return " ".join(re.split(r"\n +(?:full_key|object_type)", text)[0].split())
 
 
@@ -165,7 +168,7 @@ def _guess(typed: str, known: Iterable[str]) -> str:
 
 
 def first_complaint(error: ValidationError, path: str = "") -> str:
-    """`key=value: what is allowed`, from pydantic's first finding. path: of the one argument that was checked."""
+    """Format pydantic's first finding as `key=value: allowed values`. path: that of the argument, if one is checked."""
     found = error.errors(include_url=False)
     key, value = _key(found[0]["loc"], path), "" if found[0]["type"] == "missing" else f"={found[0]['input']}"
     said = [each["msg"].removeprefix("Input should be ") for each in found if _key(each["loc"], path) == key]
@@ -174,5 +177,5 @@ def first_complaint(error: ValidationError, path: str = "") -> str:
 
 
 def _key(parts: tuple[int | str, ...], path: str) -> str:
-    """Within an argument, numbers are places in a list, and words are pydantic's for each type that it may have."""
+    """Return the dotted key. Within an argument, only list indices count: words are pydantic's names of its types."""
     return ".".join([path, *(str(part) for part in parts if isinstance(part, int))] if path else map(str, parts))

@@ -1,4 +1,4 @@
-"""The mixers of a pattern, put into a composed config: what `backbone=hybrid` and its like are made of."""
+"""Add the mixers of a pattern to a composed config, as for `backbone=hybrid`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from arch_bench.config.usage import CONF, HYDRA, options
 
 
 def with_pattern(cfg: DictConfig) -> DictConfig:
-    """Return the same config, with the mixers that a pattern names in `backbone.mixer`, under what is set there."""
+    """Return the config with the pattern's mixers in `backbone.mixer`, where existing settings override theirs.
+
+    Raises ConfigError for a pattern or mixer setting that does not fit.
+    """
     pattern = cfg.backbone.get("pattern") if isinstance(cfg.get("backbone"), DictConfig) else None
     if not isinstance(pattern, ListConfig):
         return cfg
@@ -24,7 +27,7 @@ def with_pattern(cfg: DictConfig) -> DictConfig:
         name = cfg.get("backbone_name")
         raise ConfigError(f"backbone.pattern={pattern}: backbone={name} has one mixer; a pattern needs backbone=hybrid")
     for name in cfg.backbone.mixer:
-        if name not in pattern and name not in _composed_mixer(cfg.backbone_name):  # what its own file says may idle
+        if name not in pattern and name not in _composed_mixer(cfg.backbone_name):  # its file may list unused mixers
             known = ", ".join(dict.fromkeys(map(str, pattern)))
             raise ConfigError(f"backbone.mixer.{name}: not in backbone.pattern={pattern}; choose from: {known}")
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg])

@@ -1,4 +1,4 @@
-"""What YAML's `_target_`s name, as objects: a backbone, a task, a protocol, a launcher."""
+"""Instantiate the objects that `_target_` names in YAML: a backbone, a task, a protocol, a launcher."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from arch_bench.config.schema import Cell, Node
 
 
 def build(cell: Cell, group: Literal["backbone", "task"], *, context_len: int | None = None, **kwargs: Any) -> Any:
-    """The object that a group's `_target_` names, with `kwargs` for what only the harness knows.
+    """Build the object that a group's `_target_` names; `kwargs` are arguments that come from the harness.
 
-    A backbone that takes `n_source` gets that of the cell's task, a function of the sequence length. With `context_len`
-    it is that of an example so long, however far the sequence goes on.
+    A backbone that takes `n_source` gets the task's, a function of the sequence length. With `context_len` it is
+    constant: that of an example of this length, however long the sequence grows.
 
     Raises ConfigError when an argument has a wrong type, the constructor refuses it with ValueError, or the task has no
     source for a backbone that needs one.
@@ -33,7 +33,7 @@ def build(cell: Cell, group: Literal["backbone", "task"], *, context_len: int | 
 
 
 def made(group: str, node: Node, name: str, try_out: Callable[[Any], None] | None = None, **kwargs: Any) -> Any:
-    """The object of a group's node, tried out. Raises ConfigError, as `build` does."""
+    """Build the object of a group's node and pass it to `try_out`. Raises ConfigError as `build` does."""
     _check(group, node, Expected(BASES[group]), kwargs)
     try:
         built = _instantiate(node, **kwargs)
@@ -48,7 +48,7 @@ def made(group: str, node: Node, name: str, try_out: Callable[[Any], None] | Non
 
 
 def takes(group: Literal["backbone", "task"], node: Node, argument: str) -> bool:
-    """Whether the constructor of a group's node has such an argument. Raises ConfigError."""
+    """Check if the constructor of a group's node has the argument. Raises ConfigError."""
     return argument in _annotations(_class(group, node, Expected(BASES[group])))
 
 
@@ -58,13 +58,16 @@ BASES = {
     "protocol": "arch_bench.sweep.protocols.Protocol",
     "launcher": "arch_bench.launchers.base.Launcher",
 }
-"""What the class of each group is derived from. The annotations of its constructor say what the nodes in it may be."""
+"""Base class of each group. The annotations of a class's constructor define the nodes that it may contain."""
 _GIVEN = ("d_model",)
-"""What a backbone calls its mixers with: nodes that are `_partial_`."""
+"""Arguments that a backbone passes to its mixers, which are `_partial_` nodes."""
 
 
 def _placed(message: str, group: str, node: Node) -> str:
-    """`n_heads=3 must ...` with the whole key, where one node alone has that, and no dial of the cell is called so."""
+    """Complete the key of a message such as `n_heads=3 must ...`.
+
+    The message is unchanged unless exactly one node has that setting and no dial of the cell has the name.
+    """
     key, _, rest = message.partition("=")
     owners = [
         path
@@ -88,7 +91,7 @@ def _n_source(cell: Cell, context_len: int | None) -> Callable[[int], int]:
 
 
 def _try_out(task: Any) -> None:
-    """Draw one example of each split: a corpus that is missing or too short shows before anything is trained."""
+    """Draw one example of each split, so that a missing or too short corpus is reported before any training."""
     import torch
 
     for split in ("train", "validation", "test"):
@@ -96,7 +99,7 @@ def _try_out(task: Any) -> None:
 
 
 def _instantiate(node: Node, **kwargs: Any) -> Any:
-    """Hydra's instantiate, raising what the constructor raised."""
+    """Call Hydra's instantiate and raise the constructor's own exception."""
     try:
         return hydra.utils.instantiate(node, **kwargs, _convert_="all")
     except InstantiationException as error:
@@ -104,7 +107,7 @@ def _instantiate(node: Node, **kwargs: Any) -> Any:
 
 
 def _targets(node: Node, path: str) -> dict[str, Node]:
-    """A node and those within it that name a `_target_`, by path."""
+    """Collect the node and its inner nodes that name a `_target_`, by path."""
     found = {path: node} if "_target_" in node else {}
     for key, value in node.items():
         if isinstance(value, dict):
@@ -113,18 +116,24 @@ def _targets(node: Node, path: str) -> dict[str, Node]:
 
 
 class Expected(NamedTuple):
-    """What a node has to be."""
+    """Requirements for a node."""
 
     base: str
-    """The class that its own is derived from, by its dotted name."""
+    """Dotted name of the required base class."""
     is_partial: bool = False
-    """It is called later, with what only the harness knows."""
+    """True if the node is called later, with arguments that come from the harness."""
     methods: frozenset[str] = frozenset()
-    """Of a protocol, which a class may keep without being derived from it; one method alone says too little."""
+    """Methods of a typing protocol, which a class may satisfy without deriving from it.
+
+    Empty for a protocol with a single method, which would match too many classes.
+    """
 
 
 def _class(path: str, node: Node, expected: Expected) -> type:
-    """The class of a node. Its module is imported, and so run, once its source says that the class fits."""
+    """Return the class of a node, importing (and so running) its module only if the source shows that it fits.
+
+    Raises ConfigError.
+    """
     name = node.get("_target_")
     if not isinstance(name, str):
         raise ConfigError(f"{path}._target_={name}: needs the name of a class")
@@ -143,7 +152,10 @@ def _class(path: str, node: Node, expected: Expected) -> type:
 
 
 def _check(path: str, node: Node, expected: Expected, given: Iterable[str]) -> None:
-    """Check a node against the constructor it names, and the nodes in it. given: arguments that it gets besides."""
+    """Check a node and its inner nodes against their constructors. given: arguments that the caller will add.
+
+    Raises ConfigError.
+    """
     target = _class(path, node, expected)
     for key in node:
         if str(key).startswith("_") and key not in ("_target_", "_partial_"):
@@ -165,7 +177,7 @@ def _check(path: str, node: Node, expected: Expected, given: Iterable[str]) -> N
 
 
 def _check_value(path: str, value: Any, annotation: Any) -> None:
-    """Check an argument: a node, nodes by name or in a list, or a plain value."""
+    """Check an argument: a node, a dict or list of nodes, or a plain value. Raises ConfigError."""
     if not _has_target(value):
         try:
             TypeAdapter(annotation, config=_ANY_CLASS).validate_python(value, strict=True)
@@ -194,7 +206,7 @@ def _has_target(value: Any) -> bool:
 
 
 def _expected(annotation: Any) -> Expected | None:
-    """What a node has to be for an argument; None where that takes plain values only."""
+    """Return the requirements for a node as this argument; None if the argument takes only plain values."""
     for each in _members(annotation):
         is_partial = get_origin(each) is abc.Callable
         cls = get_args(each)[-1] if is_partial else each
@@ -206,19 +218,19 @@ def _expected(annotation: Any) -> Expected | None:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """Of a union, what it is made of."""
+    """Return the members of a union, or the annotation itself."""
     is_union = get_origin(annotation) in (Union, UnionType)
     return [each for one in get_args(annotation) for each in _members(one)] if is_union else [annotation]
 
 
 def _annotations(target: type) -> dict[str, Any]:
-    """What a constructor takes, by name; `**dials: Unpack[SomeTypedDict]` counts as the keys of that."""
+    """Map a constructor's arguments to their annotations; `**dials: Unpack[SomeTypedDict]` adds the keys of that."""
     found: dict[str, Any] = {}
     for name, parameter in inspect.signature(target, eval_str=True).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             for dials in get_args(parameter.annotation):
                 found |= get_type_hints(dials)
         elif parameter.kind is not parameter.VAR_POSITIONAL:
-            is_late = isinstance(parameter.annotation, ForwardRef)  # of a named tuple
+            is_late = isinstance(parameter.annotation, ForwardRef)  # as in a named tuple
             found[name] = get_type_hints(target)[name] if is_late else parameter.annotation
     return found

@@ -1,4 +1,4 @@
-"""The jobs of a sweep, composed: what several share by Hydra, once, and then the values that each has for itself."""
+"""Compose the jobs of a sweep: the part that several share once, by Hydra, and then each job's own values."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from omegaconf.errors import OmegaConfBaseException
 from arch_bench.config.errors import ConfigError, is_hydras
 
 MISTAKES = (HydraException, OmegaConfBaseException, ConfigError, OSError)
-"""What a job that the user got wrong raises."""
+"""Exceptions that a user's mistake in a job can raise."""
 
 
 class _Shared(NamedTuple):
-    """What jobs with the same options have in common."""
+    """Config that jobs with the same options share."""
 
     cfg: DictConfig
     hydra: Any
-    """What `HydraConfig` holds."""
+    """Content of `HydraConfig`."""
 
 
 class _Parsed(NamedTuple):
@@ -40,10 +40,10 @@ class _Parsed(NamedTuple):
 
 
 class Composer:
-    """Composes jobs as Hydra does: the options of groups, which is most of the work, once for all jobs that share them.
+    """Composer of jobs with Hydra's results: it composes group options, most of the work, once for all jobs with them.
 
-    Hydra puts values in after it has composed the options, and no option depends on a value. Values that all jobs have
-    are put in with the options, unless another override is about a part of the same node: order matters there.
+    Hydra sets values after it has composed the options, and no option depends on a value. Values that all jobs share
+    are set with the options, unless another override concerns a part of the same node: order matters there.
     """
 
     def __init__(self, loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> None:
@@ -54,7 +54,7 @@ class Composer:
         self._common = self._find_common(jobs)
 
     def compose(self, overrides: Sequence[str], number: int) -> DictConfig:
-        """Return a job's config, and make `HydraConfig` what it is within that job. Raises what Hydra raises."""
+        """Return a job's config and set `HydraConfig` for that job. Exceptions of Hydra pass through."""
         parsed = [self._parsed(each) for each in overrides]
         shared = self._shared(tuple(one for one in overrides if one in self._common or not self._parsed(one).is_value))
         cfg = copy.deepcopy(shared.cfg)
@@ -84,7 +84,7 @@ class Composer:
         return _Parsed(text, override, self._is_value(override))
 
     def _is_value(self, override: Override) -> bool:
-        """Whether it sets a value only; what is in doubt counts as an option, with which Hydra composes all."""
+        """Check if an override only sets a value; a doubtful one counts as an option, which Hydra itself composes."""
         key = override.key_or_group
         is_plain = override.package is None and not override.is_sweep_override() and not key.startswith("hydra")
         is_option = not isinstance(override.value(), dict) and self._loader.repository.group_exists(key)
@@ -108,15 +108,15 @@ def _key(override: str) -> str:
 
 
 def _is_nested(key: str, other: str) -> bool:
-    """Whether one of two keys is a part of the other's node; a list's items count as a node."""
+    """Check if one of two keys lies within the other's node; a list is the node of its items."""
     one, two = (each.replace("[", ".").split(".") for each in (key, other))
     return all(a == b for a, b in zip(one, two, strict=False))
 
 
 def composing(mistaken: Callable[[BaseException, Sequence[str]], None]) -> Callable[..., Sequence[JobReturn]]:
-    """Return what Hydra's own launcher shall do with jobs: hand each to the program; one that cannot be ends no other.
+    """Return a `launch` for Hydra's launcher that passes each job to the program; a bad job does not end the others.
 
-    mistaken: receives what was raised, and the overrides of that job.
+    mistaken: receives the exception and the overrides of a bad job.
     """
 
     def launch(self: BasicLauncher, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
@@ -146,17 +146,17 @@ def _run_plainly(launcher: Any, composer: Composer, overrides: Sequence[str], nu
 
 
 def _run_by_hydra(launcher: Any, _: Composer, overrides: Sequence[str], number: int) -> None:
-    """With all that a user may have asked of Hydra besides: callbacks, variables, folders, logs."""
+    """Run a job with Hydra's other features that a user may have set: callbacks, variables, folders, logs."""
     cfg = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, list(overrides))
     with open_dict(cfg):
         cfg.hydra.job.id = cfg.hydra.job.num = number
     context, task = launcher.hydra_context, launcher.task_function
     done = run_job(task, cfg, "hydra.sweep.dir", "hydra.sweep.subdir", hydra_context=context)
-    _ = done.return_value  # raises what the job raised
+    _ = done.return_value  # reraises the job's exception
 
 
 def _is_plain(master: DictConfig) -> bool:
-    """Whether a job has nothing of Hydra's but its config, as the files of this repository have it."""
+    """Check if jobs use nothing of Hydra but the config, as with this repository's own files."""
     hydra = master.hydra
     is_silent = hydra.runtime.choices["hydra/job_logging"] == "none" and not hydra.verbose
     stays = not hydra.job.chdir and hydra.output_subdir is None and OmegaConf.select(hydra, "sweep.subdir") == "."

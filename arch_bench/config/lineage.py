@@ -1,4 +1,4 @@
-"""What a class is derived from, read off the source of its module: to import a module is to run it."""
+"""Find the base classes of a class from its module's source, because an import would run the module."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 
 class Unknown(LookupError):
-    """Raised when there is no such module, or no such class in it; the message says which."""
+    """Raised when a module, or a class in it, does not exist; the message names it."""
 
 
 def is_derived(name: str, base: str, methods: Set[str] = frozenset()) -> bool:
-    """Whether a class, by its dotted name, is `base` or derived from it, or defines all of `methods`, if there are any.
+    """Check if the class of a dotted name is `base`, derives from it, or defines all of a non-empty `methods`.
 
-    Raises Unknown where the name leads to no class.
+    Raises Unknown if the name leads to no class.
     """
     classes = list(_ancestry(name))
     if not classes:
@@ -29,7 +29,7 @@ def is_derived(name: str, base: str, methods: Set[str] = frozenset()) -> bool:
 
 
 def _ancestry(name: str, met: Set[str] = frozenset()) -> Iterator[tuple[str, ast.ClassDef | None]]:
-    """A class and what it is derived from, by dotted names, as far as there is source; None for what has none."""
+    """Yield the dotted names of a class and its ancestors, with definitions, or None where there is no source."""
     module, _, own = name.rpartition(".")
     if name in met or not module:
         return
@@ -40,12 +40,12 @@ def _ancestry(name: str, met: Set[str] = frozenset()) -> Iterator[tuple[str, ast
     for each in elsewhere:
         if found is not None:
             yield each, None
-        with suppress(Unknown):  # a base without source, or a module that has a `*` from several
+        with suppress(Unknown):  # a base without source, or one of several `import *`
             yield from _ancestry(each, met)
 
 
 def _definition(module: str, own: str) -> tuple[ast.ClassDef | None, list[str]]:
-    """The class statement and the names of its bases; or None, and the names under which the module imports it."""
+    """Return the class statement and the names of its bases, or None and the names that the module imports it from."""
     tree, package = _tree(module)
     names = {given: origin for node in _top(tree.body) for given, origin in _imported(node, package)}
     for node in _top(tree.body):
@@ -56,7 +56,7 @@ def _definition(module: str, own: str) -> tuple[ast.ClassDef | None, list[str]]:
 
 
 def _top(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements that run with the module, those of an `if` or a `try` too."""
+    """Yield the module-level statements, including those inside an `if` or a `try`."""
     for node in body:
         yield node
         for part in ("body", "orelse", "handlers", "finalbody"):
@@ -65,7 +65,7 @@ def _top(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _imported(node: ast.stmt, package: str) -> Iterator[tuple[str, str]]:
-    """Name in the module -> dotted name of what it stands for."""
+    """Yield each imported name with the dotted name of its origin."""
     if isinstance(node, ast.Import):
         for each in node.names:
             yield (each.asname, each.name) if each.asname else (each.name.split(".")[0],) * 2
@@ -77,7 +77,7 @@ def _imported(node: ast.stmt, package: str) -> Iterator[tuple[str, str]]:
 
 
 def _resolved(base: ast.expr, names: dict[str, str], module: str) -> str:
-    """The dotted name of a base, as `Task`, `base.Task` or `Stack[int]`."""
+    """Return the dotted name of a base written as `Task`, `base.Task` or `Stack[int]`."""
     while isinstance(base, ast.Subscript):
         base = base.value
     first, dot, rest = ast.unparse(base).partition(".")
@@ -86,7 +86,7 @@ def _resolved(base: ast.expr, names: dict[str, str], module: str) -> str:
 
 @cache
 def _tree(module: str) -> tuple[ast.Module, str]:
-    """The syntax tree of a module, and its package. Raises Unknown for one without source."""
+    """Return the syntax tree of a module and its package. Raises Unknown for a module without source."""
     spec = _spec(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise Unknown(f"there is no module {module}" if spec is None else f"{module} is not written in Python")
@@ -98,14 +98,14 @@ def _tree(module: str) -> tuple[ast.Module, str]:
 
 
 def _spec(module: str) -> ModuleSpec | None:
-    """Where a module is, without importing the packages that it is in."""
+    """Find a module without importing its packages; return None if it does not exist."""
     path, name, spec = None, "", None
     for part in module.split("."):
         name = f"{name}.{part}" if name else part
         finders = (finder.find_spec for finder in sys.meta_path if hasattr(finder, "find_spec"))
         try:
             spec = next((found for find in finders if (found := find(name, path)) is not None), None)
-        except (ImportError, KeyError, ValueError):  # of a namespace whose parent has not been imported
+        except (ImportError, KeyError, ValueError):  # a namespace whose parent is not imported
             return None
         if spec is None:
             return None

@@ -1,4 +1,4 @@
-"""The composed configuration as one typed, read-only record."""
+"""Schema of the composed configuration: typed, read-only records."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class _Record(BaseModel):
 
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
-"""Below what the sizes of kernels are counted in."""
+"""Positive integer within the 32-bit range that kernels use for sizes."""
 Lengths = Annotated[list[Count], Field(min_length=1)]
 Node = dict[str, Any]
-"""A `_target_` and its arguments."""
+"""Node with a `_target_` and its arguments."""
 
 
 class Optim(_Record):
@@ -56,7 +56,7 @@ class Trainer(_Record):
 
 
 _RESERVED = "/ \\ # ? % :"
-"""What W&B allows in no name of a project: the run would be lost, and nobody told."""
+"""Characters that W&B forbids in project names: it would lose the run silently."""
 
 
 def _named(name: str) -> str | None:
@@ -94,20 +94,20 @@ class Decode(_Record):
 
 
 class Trial(_Record):
-    """What makes a cell one trial of a search."""
+    """Settings that make a cell one trial of a search."""
 
     study: str
-    """The search, by the name of its journal."""
+    """Name of the search's journal."""
     number: Annotated[int, Field(ge=0)]
     values: Node
-    """What is tried, by dial."""
+    """Values under trial, by dial."""
     prune_from_trial: Annotated[int, Field(ge=1)] | None
-    """Trials that must have finished before this one may be given up; None: it never is."""
+    """Number of trials that must finish before this one may be pruned; None: it is never pruned."""
     prune_from_step: Annotated[int, Field(ge=0)]
 
 
 class Cell(_Record):
-    """A backbone on a task at one training length and one seed: every number that its rows depend on."""
+    """Backbone on a task at one training length and one seed: every setting that its rows depend on."""
 
     name: str
     backbone_name: str
@@ -115,7 +115,7 @@ class Cell(_Record):
     seq_len: Count
     d_model: Count
     n_layers: Annotated[int, Field(ge=1, le=1_000)]
-    """At most: building more would take minutes, before anything can say what is wrong."""
+    """Number of blocks; the limit is there because building more takes minutes before any error can show."""
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "fp32", "tf32", "bf16"]
@@ -138,15 +138,15 @@ class Cell(_Record):
     speed: Speed
     decode: Decode
     chosen: str = ""
-    """What a protocol chose for it, and why; never set by a file."""
+    """Choice of a protocol for this cell, with the reason; never set by a file."""
     trial: Trial | None = None
-    """Of a search, by a protocol; never set by a file."""
+    """Trial of a search, set by a protocol; never set by a file."""
     overrides: Annotated[list[str], Field(exclude=True)] = []
-    """What was asked for to compose it: `recomposed` goes by them, and rows do not hold them."""
+    """Overrides that composed the cell: `recomposed` uses them, and rows do not contain them."""
 
 
 class Sweeping(_Record):
-    """What concerns all cells of a command: which of them to run, and where."""
+    """Settings for all cells of a command: which of them to run, and where."""
 
     protocol: Node
     launcher: Node
@@ -165,7 +165,7 @@ def cell_of(cfg: DictConfig) -> Cell:
 
 
 def sweeping_of(cfg: DictConfig) -> Sweeping:
-    """Return what the same config says of the whole command. Raises ConfigError."""
+    """Return the settings for the whole command from the same config. Raises ConfigError."""
     return _sweeping(_values(cfg))
 
 
@@ -190,13 +190,13 @@ _FOLLOWERS = {
     ("backbone", "d_model"): "d_model",
     ("backbone", "n_layers"): "n_layers",
 }
-"""What says the same as a dial of the cell, which rows and reports go by."""
+"""Settings that follow a dial of the cell; rows and reports use the dial."""
 _FOLDERS = ("rows", "logs", "checkpoints", "claims", "hydra", "optuna", "published", "submitit", "wandb")
-"""Of `results_dir`; the name of a report is the folder beside them."""
+"""Reserved folders in `results_dir`: a report's folder, named after the experiment, lies beside them."""
 
 
 def _check_name(name: str) -> None:
-    if not re.fullmatch(r"\w[\w.-]*", name) or name.lower() in _FOLDERS:  # some file systems see no case
+    if not re.fullmatch(r"\w[\w.-]*", name) or name.lower() in _FOLDERS:  # some file systems ignore case
         raise ConfigError(
             f"name={name}: a folder of results_dir; give letters, digits, _, - and ., not a . or - first, and none of "
             f"{', '.join(_FOLDERS)}"
@@ -204,7 +204,7 @@ def _check_name(name: str) -> None:
 
 
 def _home(folder: Any) -> Any:
-    """A folder with its `~` expanded; what is no text is left to be refused. Raises ConfigError."""
+    """Expand `~` in a folder; leave a value that is no text for validation to refuse. Raises ConfigError."""
     try:
         return str(Path(folder).expanduser()) if isinstance(folder, str) and folder.startswith("~") else folder
     except RuntimeError as error:
@@ -212,16 +212,16 @@ def _home(folder: Any) -> Any:
 
 
 def recomposed(cell: Cell, changes: Mapping[str, Any]) -> Cell:
-    """The same cell with other values of some dials, and with all that follows from them.
+    """Compose the cell again with other values of some dials, and with all that follows from them.
 
-    What was changed in a cell after it was composed is lost. Raises ConfigError, and what Hydra raises of unknown keys.
+    Changes made to the cell after composition are lost. Raises ConfigError, and Hydra's errors for unknown keys.
     """
     added = [f"{dial}={json.dumps(value)}" for dial, value in changes.items()]
     return cell_of(compose([*cell.overrides, *added]))
 
 
 def _overrides() -> list[str]:
-    """Those of the config that Hydra composed last, and the user's folders of configs."""
+    """Return the overrides of the config that Hydra composed last, with the user's config folders."""
     if not HydraConfig.initialized():
         return []
     made = HydraConfig.get()
@@ -231,13 +231,13 @@ def _overrides() -> list[str]:
 
 
 def typed() -> list[str]:
-    """The overrides of the config that Hydra composed last, as they were written: `d_model=${seq_len}` follows."""
+    """Return the overrides of the last composed config as written, so that `d_model=${seq_len}` still follows."""
     found: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     return list(found)
 
 
 _USERS = ("command-line", "hydra.searchpath in command-line")
-"""What Hydra calls the folders of `-cd` and of `hydra.searchpath=`."""
+"""Hydra's names for the folders of `-cd` and of `hydra.searchpath=`."""
 
 
 def _values(cfg: DictConfig) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def _checked(record: type[_R], values: dict[str, Any]) -> _R:
 
 
 def check_options(overrides: Iterable[str]) -> None:
-    """Raises ConfigError for an option that is no name, before Hydra has a traceback for it."""
+    """Check that every option is a name, before Hydra answers with a traceback. Raises ConfigError."""
     if complaint := usage.nameless(CONF, overrides):
         raise ConfigError(complaint)
 
@@ -272,7 +272,7 @@ def compose(overrides: list[str]) -> DictConfig:
 
 
 def with_kernel(cell: Cell, kernel: str) -> Cell:
-    """The same cell, every mixer of its backbone by the kernel of that name."""
+    """Return the same cell with this kernel in every mixer of its backbone."""
 
     def change(node: Any) -> Any:
         if isinstance(node, list):

@@ -1,4 +1,4 @@
-"""The text behind `--help`, made from the files under `conf/`, so that it cannot go stale."""
+"""Generate the text of `--help` from the files under `conf/`, so that it cannot go stale."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString
 
 _HERE = Path(__file__).resolve().parents[1]
 CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())
-"""In a wheel the YAML lies inside the package, in a clone beside it."""
+"""Folder of the YAML files: inside the package in a wheel, beside it in a clone."""
 HYDRA = {"version_base": "1.3"}
-"""Hydra warns when it is not told its version."""
+"""Arguments for Hydra, which warns without a version base."""
 GROUPS = ("backbone", "task", "optim", "trainer", "logger", "protocol", "launcher", "experiment")
 
 _TEXT = """\
@@ -40,12 +40,12 @@ Hydra's own flags (sweeps, completion, the composed config): arch-bench --hydra-
 
 
 def options(conf: Path, group: str) -> list[str]:
-    """The choices of a group."""
+    """List the options of a group."""
     return sorted(path.stem for path in (conf / group).glob("*.yaml"))
 
 
 def nameless(conf: Path, overrides: Iterable[str]) -> str | None:
-    """The complaint of a group whose option is no name, as in `logger=null`; None of others, which Hydra knows."""
+    """Return the error for a group option that is not a name, as in `logger=null`; None if Hydra can report it."""
     for each in overrides:
         group, is_set, text = each.partition("=")
         known = options(conf, group.lstrip("+~"))
@@ -68,7 +68,7 @@ def _options(conf: Path, group: str) -> str:
 
 
 def about(path: Path) -> str:
-    """The first sentence of a file's comment."""
+    """Return the first sentence of a file's comment."""
     lines = (line for line in path.read_text().splitlines() if line != "# @package _global_")
     comment = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
     first = re.split(r"(?<!al)\. (?=[A-Z])", comment)[0].rstrip(".")
@@ -76,7 +76,7 @@ def about(path: Path) -> str:
 
 
 def _dials(conf: Path) -> str:
-    """The lines of config.yaml that carry a comment for the user."""
+    """Return the lines of config.yaml that have a comment for the user."""
     lines = (conf / "config.yaml").read_text().splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("name:"))
     shown = (line for line in lines[start : lines.index("hydra:")] if "  #" in line)
@@ -84,7 +84,7 @@ def _dials(conf: Path) -> str:
 
 
 def register(conf: Path) -> None:
-    """Make the text Hydra's `--help` (its template language takes `$`, so a dollar is doubled)."""
+    """Register the text as Hydra's `--help` (its template language uses `$`, so dollars are doubled)."""
     text = _TEXT.format(groups=_groups(conf), dials=_dials(conf)).replace("$", "$$")
     node = {"app_name": "arch-bench", "header": "", "footer": "", "template": text}
     ConfigStore.instance().store(group="hydra/help", name="arch_bench", node=node)

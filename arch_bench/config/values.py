@@ -1,4 +1,4 @@
-"""What every value of a config must be, whatever group it is in: a finite number, a text without NUL, a short list."""
+"""Check the values of a config in every group: finite numbers, 64-bit integers, texts without NUL."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from arch_bench.config.errors import ConfigError
 
 _LARGEST = 2**63
-"""What tensors, files and JSON readers take for an integer."""
+"""Limit of the integers that tensors, files and JSON readers accept."""
 
 
 def check_values(values: Any, path: str = "") -> None:
-    """Raise ConfigError for the first number, at any depth, that no row can hold, and for a text that no file can."""
+    """Check values at any depth. Raises ConfigError for a number that rows cannot hold, or a text that files cannot."""
     if isinstance(values, dict | list):
         items = values.items() if isinstance(values, dict) else enumerate(values)
         for key, value in items:
@@ -26,5 +26,5 @@ def check_values(values: Any, path: str = "") -> None:
 
 
 def _short(number: int) -> str:
-    """A number of any length; Python refuses to print one of more than 4,300 digits."""
+    """Format an integer of any length; Python refuses to print more than 4,300 digits."""
     return f"{number:.3e}" if abs(number) < 10**300 else "1e300 or more"
