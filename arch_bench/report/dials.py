@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, get_args
 
 from arch_bench import results
@@ -14,8 +14,8 @@ from arch_bench.results import Kind, Row
 
 Value = str | int | float | bool | None
 SCALARS = (str, int, float, bool, type(None))
-UNIQUE = {"metrics", "curve"}
-"""Groups of a row that no other shares."""
+UNIQUE = {"config", "metrics", "curve"}
+"""Groups that no two rows share."""
 Identity = tuple[str, str, str, Kind, str, str, str]
 """Key, backbone, task, kind, the settings of the phase with the contender among kernels, device and precision."""
 
@@ -178,17 +178,16 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
 class Flattener:
     """Flattens many configurations, whose groups recur: each group that prints the same once."""
 
-    def __init__(self, is_kept: Callable[[str], bool] = lambda name: True) -> None:
-        self._is_kept = is_kept
+    def __init__(self, is_kept: Callable[[str], bool] | None = None) -> None:
+        self._is_kept = cache(is_kept or (lambda name: True))
         self._known: dict[tuple[str, str], dict[str, Value]] = {}
 
     def __call__(self, config: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
         flat: dict[str, Value] = {}
         for key, value in config.items():
-            name = f"{prefix}{key}"
+            name = prefix + key
             if isinstance(value, dict):
-                is_leaf = key not in UNIQUE and not any(isinstance(each, dict) for each in value.values())
-                flat |= self._recurring(name, value) if is_leaf else self(value, f"{name}.")
+                flat |= self(value, f"{name}.") if key in UNIQUE else self._recurring(name, value)
             elif self._is_kept(name):
                 flat[name] = value if isinstance(value, SCALARS) else json.dumps(value)
         return flat

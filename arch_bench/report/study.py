@@ -210,7 +210,7 @@ def baselines(rows: Iterable[Row], sign: int) -> dict[str, dict[int, float]]:
 def number(row: Row, name: str) -> float | None:
     """A metric as a finite float, or None."""
     value = row.metrics.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LARGEST:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= LARGEST:
         return None
     return float(value)
 
