@@ -1,4 +1,4 @@
-"""Rows on disk: the one store that tables, figures, pages and dashboards are made from. Imports no torch."""
+"""Rows on disk: the single store behind tables, figures, pages and dashboards. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from arch_bench.results.row_fields import Config, Date, Length, Name, Versions, 
 Kind = Literal["quality", "scan", "speed", "decode", "kernels"]
 Status = Literal["ok", "oom", "unsupported", "diverged", "timeout", "crashed", "pruned"]
 RETRIED: frozenset[Status] = frozenset({"timeout", "crashed"})
-"""What may end better the next time."""
+"""Statuses that a retry may improve."""
 Metrics = dict[str, float | Whole | str | bool | None]
 Curve = dict[str, list[Whole] | list[float] | list[float | None]]
-"""A learning curve, column by column: `step`, and what validation found there. None: not finite."""
+"""A learning curve by columns: `step`, and the validation figures at each. None: not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a phase found at one length: a row without its identity and provenance."""
+    """A phase's result at one length: a row without its identity and provenance."""
 
     seq_len: int
     kernel: str = ""
@@ -59,63 +59,63 @@ class Row:
     train_seq_len: Length
     seed: Whole
     kernel: str
-    """The implementation that ran, as the mixers report it; empty when the measurement failed."""
+    """The implementation that ran, as the mixers report it; empty if the measurement failed."""
     precision: str
     key: str
-    """Hash of the cell's configuration, without bookkeeping and without how a phase measures."""
+    """Hash of the cell's configuration, without bookkeeping and without a phase's measurement settings."""
     kind: Kind
     # outcome
     status: Status
     reason: str = ""
-    """Why the status is not `ok`, in one line."""
+    """The reason for a status other than `ok`, in one line."""
     metrics: Metrics = field(default_factory=dict)
-    """Flat, the unit in the name."""
+    """A flat mapping; units are part of the names."""
     curve: Curve = field(default_factory=dict)
-    """The learning curve, in a training's row at its own length."""
+    """The learning curve; only in a training's row at its own length."""
     # provenance
     commit: str = ""
     commit_why: str = ""
-    """Why there is no commit."""
+    """The reason for a missing commit."""
     dirty: bool = False
     versions: Versions = field(default_factory=dict)
     device: str = ""
     data: dict[str, str | int] = field(default_factory=dict)
-    """Where the data came from (a corpus and its hash); empty for a generated task."""
+    """The origin of the data (a corpus and its hash); empty for a generated task."""
     config: Config = field(default_factory=dict)
     """The resolved configuration of the cell."""
     chosen: str = ""
-    """What a protocol chose for this cell, and why."""
+    """The choice a protocol made for this cell, and its reason."""
     wall_s: float | None = None
-    """Seconds of its process, shared equally by the rows that it made."""
+    """Seconds of its process, divided equally among the rows that it made."""
     process_bytes: Whole | None = None
-    """What its process held at most: on a GPU what its allocator reserved and the context, else resident memory."""
+    """Peak memory of its process: on a GPU the allocator's reserved bytes plus the context, else resident memory."""
     created_at: Date = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a length that figures have no place for."""
+        """Raise ValueError for a length below 1, which figures cannot show."""
         if min(self.seq_len, self.train_seq_len) < 1:
             raise ValueError(f"seq_len={self.seq_len}, train_seq_len={self.train_seq_len}: each needs at least 1")
 
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-"""Errors of a disk that takes nothing more, from anybody."""
+"""Errors of a disk that accepts no more writes from any process."""
 
 
 class Unsaved(OSError):
-    """A full disk has cost rows, which are in `rows`: an attribute goes with an OSError from process to process."""
+    """Raised when a full disk has cost rows, which are in `rows`: an OSError keeps attributes between processes."""
 
     rows: Sequence[Row] = ()
 
 
 def save(row: Row, path: Path) -> Row | None:
-    """Write a row so that a reader sees all of it or none; what it holds that no row can becomes text, or null.
+    """Write a row atomically; values that JSON cannot hold become text, or null.
 
-    A better row that is there stays, and is returned: what was measured once is lost to no time limit of a later day.
+    A better existing row is kept and returned: a later timeout does not overwrite an earlier measurement.
     """
     if row.status != "ok" and (kept := _better(path, row.status)) is not None:
         return kept
     text = json.dumps(plain.fields(dataclasses.asdict(row)), indent=1, allow_nan=False)
-    # Numbers of a list share a line: a newline never stands in a JSON string, so this meets lists only.
+    # Put the numbers of a list on one line: a newline never stands in a JSON string, so this matches lists only.
     text = re.sub(r"\[\n[^\[\]{}\"]*\]", lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)
     with whole(path) as file:
         file.write(text.encode())
@@ -131,17 +131,17 @@ def _better(path: Path, status: Status) -> Row | None:
 
 
 def _worth(status: Status) -> int:
-    """A measurement is worth most, then what is final, then what may end better the next time."""
+    """Rank a status: a measurement first, then final failures, then those that a retry may improve."""
     return 2 if status == "ok" else 0 if status in RETRIED else 1
 
 
 LARGEST = 16 * 2**20
-"""Bytes of a file that may be a row."""
+"""Maximum bytes of a row's file."""
 _ROW = TypeAdapter(Row)
 
 
 def read(path: Path) -> Row:
-    """Raises ValueError, naming the file, for one that is torn, foreign or cannot be read; FileNotFoundError."""
+    """Read a row. Raises ValueError, naming the file, if it is torn, foreign or unreadable; FileNotFoundError."""
     try:
         return _ROW.validate_json(_content(path))
     except FileNotFoundError:
@@ -153,7 +153,7 @@ def read(path: Path) -> Row:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of an ordinary file. One of another kind, such as a pipe, might never end."""
+    """Return the bytes of a regular file. Reading another kind, such as a pipe, might never end."""
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     with os.fdopen(number, "rb") as file:
         if not stat.S_ISREG(os.fstat(number).st_mode):
@@ -165,18 +165,18 @@ def _content(path: Path) -> bytes:
 
 
 def _complaint(error: ValidationError) -> str:
-    """The first thing that is wrong with a row, and where."""
+    """Return the first problem of a row, and its location."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(map(str, first["loc"]))
     return f"{where}: {first['msg']}"[:200] if where else first["msg"][:200]
 
 
 _known: dict[Path, tuple[tuple[int, ...], Row]] = {}
-"""Rows that `load` has read, by file, with what tells that it is still the same: a sweep loads them again and again."""
+"""Rows that `load` has read, by file, with a fingerprint of the file: a sweep loads them repeatedly."""
 
 
 def _remembered(path: Path) -> Row:
-    """Raises as `read`."""
+    """Return the cached row if the file is unchanged, else read it. Raises as `read`."""
     now = path.stat()
     print_ = (now.st_ino, now.st_mtime_ns, now.st_ctime_ns, now.st_size)
     before = _known.get(path)
@@ -186,16 +186,16 @@ def _remembered(path: Path) -> Row:
 
 
 def load(folders: Iterable[Path]) -> list[Row]:
-    """Every row of the given results folders (each has a folder `rows`, or is one), oldest first.
+    """Return all rows of the given results folders (each has a folder `rows`, or is one), oldest first.
 
-    Folders further down, such as `published/`, are other people's results. A file that is no row is named on stderr
-    and skipped.
+    Deeper folders, such as `published/`, hold other people's results. A file that is not a row is named on stderr and
+    skipped.
     """
     rows = []
     for path in sorted({path for folder in folders for path in _rows_of(folder.resolve()).glob("*.json")}):
         try:
             rows.append(_remembered(path))
-        except FileNotFoundError:  # somebody has just removed it
+        except FileNotFoundError:  # another process has just removed it
             continue
         except (ValueError, OSError) as error:
             print(f"skipped {error}", file=sys.stderr)
@@ -221,53 +221,53 @@ ADDED: dict[str, dict[str, Any]] = {
     "match": {"tolerance": 0.1},
     "task": {"revision": None},
 }
-"""Dials that came after rows were published, by group, with the values that leave everything as it was then: the key
-does not see those, and old rows keep theirs."""
+"""Settings added after rows were published, by group, with the values that keep the earlier behaviour: the key ignores
+those values, so old rows keep their keys."""
 
 
 def cell_key(config: dict[str, Any]) -> str:
-    """Hash of what a cell is: its configuration without bookkeeping and without how a phase measures."""
+    """Return the hash of a cell's configuration, without bookkeeping and without a phase's measurement settings."""
     kept = {k: v for k, v in config.items() if k not in _BOOKKEEPING | _PHASE_SETTINGS}
     for group, neutral in ADDED.items():
         if group in kept:
             kept[group] = {k: v for k, v in kept[group].items() if k not in neutral or v != neutral[k]}
-    if "cache_dir" in kept["task"]:  # where a corpus is kept changes nothing that is measured, nor that it is checked
+    if "cache_dir" in kept["task"]:  # neither a corpus's folder nor its checksum changes a measurement
         kept["task"] = {k: v for k, v in kept["task"].items() if k != "sha256"} | {"cache_dir": None}
     return digest(kept)
 
 
 def file_name(config: dict[str, Any], kind: Kind, seq_len: int, contender: str = "") -> str:
-    """The file of one row. The phase's settings are part of the name: other settings are another measurement.
+    """Return the name of a row's file. It includes the phase's settings: other settings are another measurement.
 
-    contender: whose row it is, for a kind that has several at one length.
+    contender: the row's contender, for a kind with several rows at one length.
     """
-    phase = "speed" if kind == "kernels" else kind  # which goes by the same lengths and batches
+    phase = "speed" if kind == "kernels" else kind  # kernels are timed at the same lengths and batches
     settings = {k: v for k, v in config.get(phase, {}).items() if k not in _WHICH_LENGTHS}
     name = f"-{re.sub('[^A-Za-z0-9_]+', '_', contender)}" if contender else ""
     return f"{cell_key(config)}-{kind}-{seq_len}-{digest(settings)[:4]}{name}.json"
 
 
 def checkpoint_path(results_dir: str, config: dict[str, Any]) -> Path:
-    """Where the training of a cell is kept until its rows are on disk."""
+    """Return the path that holds a cell's training until its rows are on disk."""
     return Path(results_dir) / "checkpoints" / f"{cell_key(config)}.ckpt"
 
 
 def run_id_path(results_dir: str, config: dict[str, Any]) -> Path:
-    """Where the name of the W&B run of that training is kept, as long as its checkpoint."""
+    """Return the path that holds the ID of that training's W&B run, kept as long as its checkpoint."""
     return checkpoint_path(results_dir, config).with_suffix(".run")
 
 
 def forget_training(results_dir: str, config: dict[str, Any]) -> None:
-    """Remove what is kept of a training: its rows are on disk."""
+    """Remove a training's checkpoint and run ID, once its rows are on disk."""
     for path in (checkpoint_path(results_dir, config), run_id_path(results_dir, config)):
         path.unlink(missing_ok=True)
 
 
 def claim_path(results_dir: str, config: dict[str, Any]) -> Path:
-    """Where it is noted that somebody runs a cell."""
+    """Return the lock file of the process that runs a cell."""
     return Path(results_dir) / "claims" / f"{cell_key(config)}.lock"
 
 
 def digest(value: dict[str, Any]) -> str:
-    """A short name for a configuration."""
+    """Return a short hash of a configuration."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

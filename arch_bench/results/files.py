@@ -1,4 +1,4 @@
-"""Files that a reader sees whole or not at all, and what is left of those whose writer was killed."""
+"""Atomic file writes, and cleanup of temporary files whose writer was killed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from typing import IO, cast
 
 SUFFIX = ".tmp"
 _STALE_S = 86_400
-"""From when on a file of another machine, whose lock cannot be seen here, is nobody's."""
+"""Age in seconds at which another machine's file is stale: its lock cannot be seen from here."""
 
 
 def _here() -> str:
-    """Begin the name of this machine's files: with its own name, for locks are seen on one machine."""
+    """Return the prefix of this machine's files: its own name, because locks are visible on one machine only."""
     return f"{re.sub(r'[^A-Za-z0-9]+', '_', platform.node())}-"
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears when all of it is on disk, or not at all: temporary name, fsync, rename. Makes its folder."""
+    """Yield a file that appears whole or not at all: temporary name, fsync, rename. Makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _locked(path.parent)
     with file:
@@ -42,22 +42,22 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _locked(folder: Path) -> IO[bytes]:
-    """Open a temporary file and lock it, so that no sweep takes it for one that a kill has left."""
+    """Open a temporary file and lock it, so that no sweep mistakes it for a stale one."""
     while True:
         file = tempfile.NamedTemporaryFile(  # noqa: SIM115 (the caller closes it)
             dir=folder, prefix=_here(), suffix=SUFFIX, delete=False
         )
-        with suppress(OSError):  # a file system without locks: a sweep cannot lock it either, and leaves it alone
+        with suppress(OSError):  # a file system without locks: a sweep cannot lock the file either, and leaves it alone
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:
             return cast(IO[bytes], file)
-        file.close()  # swept up between the two
+        file.close()  # removed between opening and locking
 
 
 def sweep_up(folder: Path) -> None:
-    """Remove what processes that were killed have left behind in a folder: at once here, of other machines in a day."""
+    """Remove a folder's files left by killed processes: this machine's at once, other machines' after a day."""
     for path in folder.glob(f"*{SUFFIX}"):
-        with suppress(OSError):  # another process sweeps too
+        with suppress(OSError):  # another process may be cleaning up too
             if path.name.startswith(_here()):
                 _remove_unlocked(path)
             elif path.stat().st_mtime < time.time() - _STALE_S:

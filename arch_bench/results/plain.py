@@ -1,4 +1,4 @@
-"""Values as JSON has them, whatever a mixer, a task or a library of somebody's gave."""
+"""Conversion to JSON values of any object that a mixer, a task or a third-party library returns."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 DEEPEST = 18
-"""Nested deeper than that, a value becomes text."""
+"""Nesting depth beyond which a value becomes text."""
 LONGEST = 100_000
-"""Characters of a text."""
+"""Maximum characters of a text."""
 
 
 def fields(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a row. A metric that is no finite number is null, with `NAME_why` beside it."""
+    """Return the fields of a row. A metric that is not a finite number becomes null, with `NAME_why` beside it."""
     found = {name: value_of(value) for name, value in row.items() if name not in ("metrics", "curve")}
     curve = {str(name): [_number(each)[0] for each in column] for name, column in row["curve"].items()}
     return found | {"metrics": _metrics(row["metrics"]), "curve": curve}
 
 
 def value_of(value: Any, depth: int = 0) -> Any:
-    """Return a value of a configuration and the like; infinities and what JSON does not have become text."""
+    """Return a JSON value; infinities and types that JSON lacks become text."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int | float):
@@ -42,7 +42,8 @@ def _plain_number(value: float) -> Any:
 
 
 def text_of(text: str) -> str:
-    """Return a text that every encoding of Unicode has, which is not so of a file name's stray bytes."""
+    """Return the beginning of a text, with characters that no encoding of Unicode has (a file name's stray bytes)
+    escaped."""
     return text[:LONGEST].encode("utf-8", "backslashreplace").decode()
 
 
@@ -56,7 +57,7 @@ def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: Any) -> tuple[Any, str]:
-    """Return a number, a text or None; and why it is None, where it was something else."""
+    """Return a number, a text or None, and the reason if another value became None."""
     found = value if isinstance(value, int | float | str) else _scalar(value)
     plain = value_of(value if found is None else found)
     if isinstance(found, str) or not isinstance(plain, str):
@@ -65,10 +66,10 @@ def _number(value: Any) -> tuple[Any, str]:
 
 
 def _scalar(value: Any) -> Any:
-    """Return the number in an array or a tensor of one; None where there is none."""
+    """Return the value in an array or tensor of one element; None if there is none."""
     try:
         found = value.item()
-    except Exception:  # whatever a foreign class does
+    except Exception:  # a third-party class may raise anything
         return None
     return found if isinstance(found, bool | int | float | str) else None
 
@@ -76,5 +77,5 @@ def _scalar(value: Any) -> Any:
 def _shown(value: Any) -> str:
     try:
         return repr(value)
-    except Exception:  # likewise
+    except Exception:  # as above
         return f"(a {type(value).__name__})"

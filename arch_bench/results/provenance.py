@@ -1,4 +1,4 @@
-"""What produced a row: the commit and the versions. Needs no import of what it names."""
+"""Provenance of a row: commit and package versions, without importing the packages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PACKAGES = (
 
 @cache
 def versions() -> dict[str, str]:
-    """Package -> version, for those installed that can change a figure."""
+    """Return package -> version, for the installed packages that can change a figure."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -34,16 +34,16 @@ class Commit(NamedTuple):
 
     name: str = ""
     is_dirty: bool = False
-    """Whether the code or the configs differ from it."""
+    """True if the code or the configs differ from it."""
     why: str = ""
-    """Why there is no name."""
+    """The reason for a missing name."""
 
 
 @cache
 def commit() -> Commit:
-    """Return the commit, or why there is none.
+    """Return the commit, or the reason there is none.
 
-    A copy without its history (a container, a remote machine) is told by ARCH_BENCH_COMMIT.
+    A copy without history (a container, a remote machine) can set ARCH_BENCH_COMMIT instead.
     """
     if told := os.environ.get("ARCH_BENCH_COMMIT"):
         return Commit(told)
@@ -57,7 +57,7 @@ def commit() -> Commit:
 
 @cache
 def code() -> str:
-    """Digest of what trains: the source of arch_bench, without its report, and of tasks."""
+    """Return a digest of the training code: the source of arch_bench, without its report, and of tasks."""
     here = Path(__file__).parents[1]
     sources = {path for folder in (here, here.parent / "tasks") for path in folder.rglob("*.py")}
     digest = hashlib.sha256()
@@ -67,7 +67,7 @@ def code() -> str:
 
 
 class _NoAnswer(Exception):
-    """Git has said nothing that can be used; the message says why."""
+    """Raised when git gives no usable answer; the message has the reason."""
 
 
 def _git(*args: str) -> str:

@@ -1,4 +1,4 @@
-"""What the fields of a row may hold: checked as a row is read, for anybody may have put the file there."""
+"""Types of a row's fields, validated on reading: a file in the folder may come from any source."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def _dated(text: str) -> str:
 
 
 def _settled(config: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what no configuration is: a group that is no mapping, or something nested without end.
+    """Validate a configuration: groups must be mappings, and nesting is limited. Raises ValueError.
 
-    Groups become one object with equal ones of other rows: most rows of a study differ little.
+    Equal groups of different rows share one object: most rows of a study differ little.
     """
     for group in _GROUPS & config.keys():
         if not isinstance(config[group], dict):
@@ -54,7 +54,7 @@ def _check_depth(value: Any) -> None:
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Length = Annotated[int, Field(ge=1, le=2**40)]
 Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$", max_length=255)]
-"""Of an experiment, which names a folder."""
+"""Name of an experiment, which also names a folder."""
 Date = Annotated[str, AfterValidator(_dated)]
 Versions = Annotated[dict[str, str], AfterValidator(_shared_one)]
 Config = Annotated[dict[str, Any], AfterValidator(_settled)]

@@ -209,7 +209,7 @@ def _scores(tester: L.Trainer, lit: LitSequence, data: TaskData, task: Task, n_b
     loss = found[f"test/{loss_name(task)}"]
     if not math.isfinite(loss):
         raise Diverged(f"test loss {loss} at {task.seq_len} tokens")
-    return {name.removeprefix("test/"): value for name, value in found.items() if not math.isnan(value)}  # NaN: no target
+    return {name.removeprefix("test/"): value for name, value in found.items() if not math.isnan(value)}  # none scored
 
 
 class Watch(Callback):
