@@ -1,1 +1,1 @@
-"""Processes, devices, precision and what else a measurement runs on."""
+"""Processes, devices, precision and other parts of a measurement's environment."""

@@ -1,4 +1,4 @@
-"""What a process answers: a result or an exception, packed so that nothing in it can harm the process that reads it."""
+"""A process's answer, a result or an exception, packed so that it cannot harm the process that reads it."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ import traceback
 from typing import Any
 
 LONGEST = 65_536
-"""Characters of a traceback, or of an exception's text, that are kept."""
+"""Maximum characters kept of a traceback, or of an exception's text."""
 
 
 class Foreign(RuntimeError):
-    """Raised for an exception that cannot be carried from process to process. Its text begins with the class."""
+    """Raised in place of an exception that cannot be passed between processes. Its text begins with the class."""
 
 
 def of_result(value: Any) -> bytes:
-    """Pack a result. Raises what its class does when it is packed, or cannot be unpacked again."""
+    """Pack a result. Raises the exception of its class if it cannot be packed or unpacked."""
     packed = pickle.dumps((True, value))
     pickle.loads(packed)
     return packed
 
 
 def of_error(error: Exception) -> bytes:
-    """Pack an exception with its traceback as a note, or its text where it does not survive the way.
+    """Pack an exception with its traceback as a note, or only its text if it does not survive pickling.
 
-    Those of PyTorch's compiler hold modules; those whose constructor takes several arguments cannot be made again.
+    Exceptions of PyTorch's compiler hold modules; exceptions whose constructor takes several arguments cannot be
+    rebuilt.
     """
     text = bounded("".join(traceback.format_exception(error)))
     try:
@@ -35,7 +36,7 @@ def of_error(error: Exception) -> bytes:
         packed = pickle.dumps((False, error))
         if isinstance(pickle.loads(packed)[1], Exception):
             return packed
-    except Exception:  # whatever a foreign class does when it is packed, unpacked or asked for its text
+    except Exception:  # a third-party class may raise anything when packed, unpacked or printed
         pass
     plain = Foreign(f"{type(error).__name__}: {bounded(text_of(error))}")
     plain.add_note(text)
@@ -43,16 +44,16 @@ def of_error(error: Exception) -> bytes:
 
 
 def read(packed: bytes) -> tuple[bool, Any]:
-    """Return whether the process succeeded, and its result or exception. Raises ValueError where it cannot be read."""
+    """Return True with the process's result, or False with its exception. Raises ValueError if unreadable."""
     try:
         succeeded, value = pickle.loads(packed)
-    except Exception as error:  # of a class that is not to be found here, or that refuses
+    except Exception as error:  # its class is missing here, or refuses to unpickle
         raise ValueError(f"its answer cannot be read: {type(error).__name__}: {text_of(error)}") from None
     return bool(succeeded), value
 
 
 def text_of(error: BaseException) -> str:
-    """Return the text of an exception, whose own way to it may fail."""
+    """Return the text of an exception, even if its `__str__` fails."""
     try:
         return str(error)
     except Exception as other:
@@ -60,13 +61,13 @@ def text_of(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception that says something; its class where it says nothing."""
+    """Return the first non-empty line of an exception's text, or else its class."""
     lines = (line.strip() for line in text_of(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)
 
 
 def bounded(text: str, longest: int = LONGEST) -> str:
-    """Return the beginning and the end of a text that is too long."""
+    """Return the text, shortened to its beginning and end if it is too long."""
     half = longest // 2
     return (
         text if len(text) <= longest else f"{text[:half]}\n[... {len(text) - longest:,} characters ...]\n{text[-half:]}"
@@ -74,10 +75,10 @@ def bounded(text: str, longest: int = LONGEST) -> str:
 
 
 def ending(exitcode: int | None) -> str:
-    """Return in words how a process ended without an answer."""
+    """Describe how a process ended without an answer."""
     if exitcode is None:
         return "the process gave no answer, and did not end"
-    if exitcode in _SIGNALS and exitcode > 128:  # it received the signal, and ended in order
+    if exitcode in _SIGNALS and exitcode > 128:  # it received the signal, and exited in order
         exitcode = 128 - exitcode
     if exitcode >= 0:
         return f"the process ended by itself with exit code {exitcode}"
@@ -87,4 +88,4 @@ def ending(exitcode: int | None) -> str:
 
 
 _SIGNALS = {128 + each.value: each.name for each in signal.Signals}
-"""By the exit code of a process that ends in order on one."""
+"""Signal names, by the exit code of a process that exits in order on the signal."""

@@ -1,6 +1,6 @@
-"""Standard output and error, whatever is behind them: nothing, a reader who leaves, a full disk, another encoding.
+"""Standard output and error that never fail: when closed, abandoned by their reader, on a full disk, or badly encoded.
 
-Rows are what a command is for: it goes on, what cannot be written is dropped, and a character that the encoding lacks
+Commands exist to produce rows, so they continue: unwritable text is dropped, and a character that the encoding lacks
 becomes a question mark.
 """
 
@@ -14,20 +14,20 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from typing import Any, TextIO, cast
 
 _IS_LEFT = {errno.EPIPE, errno.EIO, errno.EBADF}
-"""Of a pipe, of a terminal, and of what was never open for writing."""
+"""Errors of an abandoned pipe, an abandoned terminal, and a descriptor never open for writing."""
 _IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Streams:
-    """What became of standard output and error."""
+    """The state of standard output and error."""
 
     def __init__(self) -> None:
         self.full = ""
-        """Why a disk took no more of what was written; empty: it took all."""
+        """The error of a disk that stopped accepting output; empty if all was written."""
 
 
 class _Leavable:
-    """A stream; once its reader has left, all that is written to its file, by whatever way, goes nowhere."""
+    """A stream that, once its reader has left, redirects its file to nowhere, for every way of writing to it."""
 
     def __init__(self, stream: TextIO, streams: Streams) -> None:
         self._stream, self._streams = stream, streams
@@ -39,7 +39,7 @@ class _Leavable:
         with self._or_drop():
             try:
                 self._stream.write(text)
-            except UnicodeEncodeError:  # of a stream that could not be told to replace
+            except UnicodeEncodeError:  # a stream that could not be reconfigured to replace characters
                 self._stream.write(text.encode("ascii", "replace").decode())
         return len(text)
 
@@ -48,14 +48,14 @@ class _Leavable:
             self._stream.flush()
 
     def close(self) -> None:
-        """Keep the file: the next one that is opened would get its number, and all that is printed."""
+        """Flush but keep the file: the next file opened would reuse its descriptor, and receive all printed text."""
         self.flush()
 
     @contextmanager
     def _or_drop(self) -> Iterator[None]:
         try:
             yield
-        except ValueError:  # somebody has closed it
+        except ValueError:  # the stream was closed
             self._stream = cast(TextIO, _Nowhere())
         except OSError as error:
             if error.errno not in _IS_LEFT | _IS_FULL:
@@ -67,16 +67,16 @@ class _Leavable:
     def _drop(self) -> None:
         try:
             number = self._stream.fileno()
-        except (OSError, ValueError):  # it has none
+        except (OSError, ValueError):  # the stream has no descriptor
             self._stream = cast(TextIO, _Nowhere())
             return
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, number)  # with what is still in buffers
+        os.dup2(nowhere, number)  # buffered text goes there too
         os.close(nowhere)
 
 
 class _Nowhere:
-    """A stream that nothing comes of."""
+    """A stream that discards its input."""
 
     encoding = "utf-8"
 
@@ -91,7 +91,7 @@ class _Nowhere:
 
 @contextmanager
 def leavable() -> Iterator[Streams]:
-    """Within, standard output and error take everything. Yields what became of them."""
+    """Protect standard output and error from write errors in this context. Yields their state."""
     mend()
     found = Streams()
     streams = [cast(TextIO, _Leavable(stream, found)) for stream in (sys.stdout, sys.stderr)]
@@ -104,9 +104,9 @@ def leavable() -> Iterator[Streams]:
 
 
 def mend() -> None:
-    """Open what this process was started without, as by a shell's `>&-`, and replace what an encoding lacks.
+    """Open missing standard streams (as after a shell's `>&-`), and set stream encodings to replace characters.
 
-    A file that is opened later would get the number of a closed stream, and with it what is printed.
+    Otherwise a file opened later would get the descriptor of a closed stream, and receive all printed text.
     """
     for number in range(3):
         try:

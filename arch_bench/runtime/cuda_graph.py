@@ -1,4 +1,4 @@
-"""CUDA graphs: what a function puts on the device, recorded once and replayed by a single launch."""
+"""CUDA graphs: a function's device work, recorded once and replayed by a single launch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ N_WARMUP = 3
 def capture(run: Callable[[], object], stream: torch.cuda.Stream | None = None) -> Callable[[], None]:
     """Record `run`, after running it N_WARMUP times, and return its replay.
 
-    `run` reads and writes tensors that outlive it: a replay finds its inputs and leaves its results where the recorded
-    run did. The random state is registered with the graph, so that every replay draws new numbers.
+    `run` reads and writes tensors that outlive it: a replay reads its inputs from, and writes its results to, the same
+    tensors. The random state is registered with the graph, so that every replay draws new numbers.
 
-    Graphs that will be replayed at the same time must be recorded on a `stream` each: cuBLAS has one workspace for a
-    stream, and graphs recorded on the same one write to it together.
+    Graphs that will be replayed concurrently must each be recorded on their own `stream`: cuBLAS has one workspace per
+    stream, which graphs recorded on the same stream would both write to.
 
-    Raises RuntimeError, with the device as usable as before, when `run` cannot be recorded: because it reads a value
-    back to the host, for one.
+    Raises RuntimeError, with the device as usable as before, when `run` cannot be recorded, for example because it
+    reads a value back to the host.
     """
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
     with _on_side_stream(stream or torch.cuda.Stream()):
@@ -37,14 +37,14 @@ def capture(run: Callable[[], object], stream: torch.cuda.Stream | None = None) 
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             run()
     except RuntimeError:
-        generator.graphsafe_set_state(before)  # a capture that failed leaves the old one thinking that it goes on
+        generator.graphsafe_set_state(before)  # after a failed capture, the generator still expects one to be under way
         raise
     return graph.replay
 
 
 @contextmanager
 def _on_side_stream(side: torch.cuda.Stream) -> Iterator[None]:
-    """Warm-up must not run on the default stream, whose state a capture cannot share."""
+    """Run warm-up on a side stream: a capture cannot share the default stream's state."""
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         yield
@@ -53,7 +53,7 @@ def _on_side_stream(side: torch.cuda.Stream) -> Iterator[None]:
 
 @contextmanager
 def _no_waiting() -> Iterator[None]:
-    """Within it, reading a value back to the host raises RuntimeError."""
+    """Raise RuntimeError in this context when a value is read back to the host."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")

@@ -1,7 +1,7 @@
-"""A model that decodes token by token: kernel by kernel, or as the replay of one CUDA graph.
+"""Token-by-token decoding: kernel by kernel, or as the replay of one CUDA graph.
 
-Caches and recurrent states may be written in place. `restart` therefore takes the position back, so that no cache runs
-over, and leaves the rest: what a token costs does not depend on it.
+Caches and recurrent states may be written in place. `restart` therefore resets only the position, so that no cache
+overflows: the cost of a token does not depend on the other contents.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from arch_bench.runtime.cuda_graph import capture
 
 class Decoder(Protocol):
     def restart(self) -> None:
-        """Go back to the position of the state it was given."""
+        """Reset the position to that of the initial state."""
 
     def __call__(self, token: Tensor) -> Tensor:
-        """One token (batch,) for every sequence -> logits (batch, vocab_size), valid until the next call."""
+        """Map one token (batch,) per sequence to logits (batch, vocab_size), valid until the next call."""
 
 
 class EagerDecoder:
-    """Every operation is launched by itself."""
+    """A decoder that launches every operation separately."""
 
     def __init__(self, backbone: Backbone, state: State) -> None:
         self._backbone = backbone
@@ -40,7 +40,7 @@ class EagerDecoder:
 
 
 class GraphDecoder:
-    """One launch a token. The graph reads and writes the tensors of `state`.
+    """A decoder with one launch per token. Its graph reads and writes the tensors of `state`.
 
     Raises RuntimeError when the step cannot be captured.
     """
@@ -58,7 +58,7 @@ class GraphDecoder:
     def _once(self) -> None:
         self._logits, after = self._backbone.step(self._token, self.state)
         for old, new in zip(tensors(self.state), tensors(after), strict=True):
-            if old.data_ptr() != new.data_ptr():  # else it was written in place
+            if old.data_ptr() != new.data_ptr():  # else the step wrote in place
                 old.copy_(new)
 
     def restart(self) -> None:

@@ -1,4 +1,4 @@
-"""Environment variables that would steer a training, which its configuration alone decides."""
+"""Environment variables that would steer a training, which must depend on its configuration only."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 STEERING = (
-    "PL_*",  # Lightning takes PL_TRAINER_<ARGUMENT> for every argument that is not given
+    "PL_*",  # Lightning reads PL_TRAINER_<ARGUMENT> for every argument that is not passed
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_*"),
     *("MASTER_ADDR", "MASTER_PORT", "STANDALONE_PORT"),
     *("SLURM_NTASKS*", "SLURM_NNODES", "SLURM_NPROCS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"),
     *("JSM_NAMESPACE_*", "LSB_DJOB_RANKFILE"),
 )
-"""What batch systems and launchers say of the process that they started, which is not the one that trains.
+"""Variables by which batch systems and launchers describe the process they started, which is not the one that trains.
 
-Lightning goes by these from its import on, and some crash it. What only names a job stays: W&B records it.
+Lightning reads them from its import on, and some crash it. Variables that only name a job stay: W&B records them.
 """
 W_AND_B = (
     *("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM", "WANDB_REINIT"),
     *("WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_CONFIG_PATHS"),
     *("WANDB_LAUNCH", "WANDB_LAUNCH_CONFIG_PATH", "WANDB_JOB_NAME", "WANDB_JOB_SOURCE", "WANDB__*"),
 )
-"""What an agent, a launcher or a shell says of one W&B run, where every cell is a run of its own."""
+"""Variables by which an agent, a launcher or a shell describes one W&B run; here every cell is its own run."""
 
 
 @contextmanager
 def hidden(patterns: Iterable[str] = STEERING) -> Iterator[None]:
-    """Remove the variables of these names while it lasts, from what this process starts, too."""
+    """Remove variables of these names in this context, also for the processes started in it."""
     found = {name: os.environ.pop(name) for name in _present(patterns)}
     try:
         yield
@@ -37,9 +37,9 @@ def hidden(patterns: Iterable[str] = STEERING) -> Iterator[None]:
 
 
 def notice(*, tracks: bool) -> str:
-    """Return one line on variables that somebody set on purpose and that are ignored; empty if there are none.
+    """Return a line on variables that the user set and that are ignored; empty if there are none.
 
-    tracks: whether W&B is used.
+    tracks: True if W&B is used.
     """
     names = _present(["PL_TRAINER_*", *(W_AND_B if tracks else ())])
     if not names:

@@ -1,4 +1,4 @@
-"""Files for what cells print, and for tracebacks. They stay small, whatever a cell does."""
+"""Log files of cells' output and tracebacks, bounded in size."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 
 LARGEST = 8 * 2**20
-"""Bytes of a log, from which on it is cut."""
+"""Maximum bytes of a log before it is cut."""
 KEPT = 2**20
-"""Bytes at its beginning that are left then; what comes after goes on behind them."""
+"""Bytes kept from its beginning; later output follows them."""
 _CUT = b"\n[... cut here: a log has no room for more ...]\n"
 
 
 def bound(path: Path) -> None:
-    """Cut a log that has grown too large. Others may be writing to it, at its end wherever that is."""
+    """Cut a log that has grown too large. Other processes may be appending to it."""
     with suppress(OSError):
         if path.stat().st_size > LARGEST:
             os.truncate(path, KEPT)
@@ -23,7 +23,7 @@ def bound(path: Path) -> None:
 
 
 def add(path: Path, text: str) -> None:
-    """Add a text, whatever characters it has. Raises OSError."""
+    """Append a text with any characters. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)

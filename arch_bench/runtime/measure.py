@@ -1,12 +1,14 @@
-"""How time and memory are measured.
+"""Measurement of time and memory.
 
-Time: a first step, which compiles and captures, counts apart. Then warm up until the last five steps agree within 5 %
-(5 to 60 steps), then at least 3 and by default 20 steps, over rotated random inputs made before. On CUDA a step is
-bracketed by events and the stream is synchronised once, at the end (after each step, where one takes over 0.1 s);
-elsewhere by a wall clock. Figures are medians with the 10th and 90th percentile; `tokens_per_s` is by the wall clock
-of the same window, host time included. Memory of a training step: a separate pass, without a graph; on CUDA the
-allocator's peak, on the CPU (fresh process only) what lives between steps, and by how much the process's resident
-memory grows in one; where that peak cannot be set back (macOS), its growth since before the model.
+Time: the first step, which compiles and captures, is counted separately. Warm-up then runs until the last five steps
+agree within 5 % (5 to 60 steps), followed by at least 3 and by default 20 steps, over rotated random inputs made
+before. On CUDA a step is bracketed by events and the stream is synchronised once, at the end (after each step if one
+takes over 0.1 s); elsewhere a wall clock is used. Figures are medians with the 10th and 90th percentile; `tokens_per_s`
+uses the wall clock of the same window, host time included.
+
+Memory of a training step: a separate pass, without a graph. On CUDA it is the allocator's peak. On the CPU (fresh
+process only) it is the bytes that live between steps plus the growth of resident memory in one step; if that peak
+cannot be reset (macOS), the growth since before the model.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ from arch_bench.config.schema import ConfigError
 from arch_bench.runtime import threads
 
 Clock = Callable[[], float]
-"""Seconds, from any origin."""
+"""A function that returns seconds, from any origin."""
 Mark = torch.cuda.Event | float
-"""A point on a device's stream, or of a clock."""
+"""A point on a device's stream, or a clock reading."""
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU. Raises ConfigError for a device that is not there."""
+    """Resolve `auto`: CUDA if available, else the CPU. Raises ConfigError for a missing device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -47,18 +49,18 @@ def pick_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What a row calls the hardware."""
+    """Return the name of the hardware in rows."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {threads.allotted()} threads" if device.type == "cpu" else device.type
 
 
 CONTEXT_BYTES = 700 * 2**20
-"""What a process takes of a GPU besides its allocator: context, kernels, library workspaces."""
+"""GPU memory of a process besides its allocator: context, kernels, library workspaces."""
 
 
 def process_bytes(device: torch.device) -> int:
-    """What this process has held of the device at most."""
+    """Return the peak bytes this process has held on the device."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) + CONTEXT_BYTES
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -74,12 +76,12 @@ def _processor() -> str:
 
 @dataclass(frozen=True)
 class Timing:
-    """Repeated times of one thing, in milliseconds."""
+    """Repeated times of one operation, in milliseconds."""
 
     times_ms: Sequence[float]
 
     def summary(self, name: str) -> dict[str, float]:
-        """`{name}_ms` (median), `{name}_ms_p10` and `{name}_ms_p90`."""
+        """Return `{name}_ms` (median), `{name}_ms_p10` and `{name}_ms_p90`."""
         p10, p90 = percentile(self.times_ms, 10), percentile(self.times_ms, 90)
         return {
             f"{name}_ms": statistics.median(self.times_ms),
@@ -89,7 +91,7 @@ class Timing:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """By linear interpolation between order statistics."""
+    """Return a percentile by linear interpolation between order statistics."""
     ordered = sorted(values)
     rank = (len(ordered) - 1) * percent / 100
     low = int(rank)
@@ -98,20 +100,20 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def is_steady(times: Sequence[float]) -> bool:
-    """Whether the last five times agree within 5 % of their median."""
+    """Return True if the last five times agree within 5 % of their median."""
     last = times[-5:]
     return len(last) == 5 and max(last) - min(last) <= 0.05 * statistics.median(last)
 
 
 class Stopwatch:
-    """Marks points in time on a device's stream without waiting for it."""
+    """A stopwatch that marks points in time on a device's stream without waiting for it."""
 
     def __init__(self, device: torch.device, clock: Clock = time.perf_counter) -> None:
         self._device = device
         self._clock = clock
 
     def mark(self) -> Mark:
-        """A point in time: an event on CUDA, else the clock's reading when the device has done all it was given.
+        """Return a mark: an event on CUDA, else the clock's reading after the device has finished its work.
 
         While a graph is being captured, the event becomes part of it, and every replay sets it anew.
         """
@@ -123,7 +125,7 @@ class Stopwatch:
         return event
 
     def synchronise(self) -> None:
-        """Wait until the device has done all it was given."""
+        """Wait until the device has finished its work."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         elif self._device.type == "mps":
@@ -131,7 +133,7 @@ class Stopwatch:
 
     @staticmethod
     def between_ms(start: Mark, end: Mark) -> float:
-        """Milliseconds between two marks; on CUDA only after `synchronise`."""
+        """Return the milliseconds between two marks; on CUDA only after `synchronise`."""
         if isinstance(start, torch.cuda.Event):
             assert isinstance(end, torch.cuda.Event)
             return start.elapsed_time(end)
@@ -144,7 +146,7 @@ def warm_up(
 ) -> list[float]:
     """Run until steady, at most 60 steps or `max_seconds`, and return the seconds of each.
 
-    Never fewer than 3 steps, unless the first alone takes longer than `max_seconds`.
+    Runs at least 3 steps, unless a step alone takes longer than `max_seconds`.
     """
     times: list[float] = []
     started = clock()
@@ -159,7 +161,7 @@ def warm_up(
 
 
 def time_calls(run: Callable[[], object], watch: Stopwatch, n: int, max_warm_up_s: float) -> list[float]:
-    """Milliseconds of each of `n` calls after a warm-up; the device is waited for after the last."""
+    """Return the milliseconds of each of `n` calls after a warm-up, synchronising once, after the last."""
     warm_up(run, watch, max_warm_up_s)
     marks = [watch.mark()]
     for _ in range(n):
@@ -179,9 +181,9 @@ class PeakMemory:
         self.restart()
 
     def restart(self, living: Iterable[Tensor] = ()) -> int | None:
-        """Forget earlier peaks where that can be done, and return the bytes that live now.
+        """Reset the peak if possible, and return the bytes that live now.
 
-        living: what does, on a CPU, where nobody counts it.
+        living: the live tensors, needed on a CPU because it has no allocator count.
         """
         if self._device.type != "cuda":
             if not (self._is_told and _forget_peak_resident()):
@@ -195,21 +197,22 @@ class PeakMemory:
         return torch.cuda.memory_allocated(self._device)
 
     def read(self) -> int | None:
-        """Bytes; None where nothing tells: on MPS, and on the CPU in a process that is not fresh."""
+        """Return the bytes; None if unmeasurable: on MPS, and on the CPU in a process that is not fresh."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             return torch.cuda.max_memory_allocated(self._device)
         return self._living + _peak_resident_bytes() - self._baseline if self._is_told else None
 
     def read_reserved(self) -> int:
-        """Bytes that CUDA's allocator has taken from the device at the most."""
+        """Return the peak bytes that CUDA's allocator has reserved on the device."""
         return torch.cuda.max_memory_reserved(self._device)
 
 
 def forget_workspaces(device: torch.device) -> bool:
-    """Free what cuBLAS keeps for each stream it has run on, those of warm-ups and captures too: 32 MiB each on Hopper.
+    """Free cuBLAS's workspaces, one for each stream it has run on, warm-ups and captures included: 32 MiB each on
+    Hopper.
 
-    Returns whether there was anything to forget: the next product takes a workspace anew.
+    Returns True if there may be workspaces to free: the next product allocates one anew.
     """
     if device.type == "cuda":
         torch._C._cuda_clearCublasWorkspaces()
@@ -217,7 +220,7 @@ def forget_workspaces(device: torch.device) -> bool:
 
 
 def _forget_peak_resident() -> bool:
-    """Give what is free back to the system, for it would be used again unseen, and begin with what is left."""
+    """Return free memory to the system and reset the peak; reused free memory would not show up as growth."""
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)

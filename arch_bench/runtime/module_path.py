@@ -1,4 +1,4 @@
-"""Where Python finds modules: the working directory, which may hold a `numpy.py` of the user's, comes last."""
+"""The order of Python's module path: the working directory, which may hold a user's `numpy.py`, comes last."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-"""What this package is imported from."""
+"""The folder this package is imported from."""
 
 
 def ordered(path: Iterable[str], root: Path = ROOT) -> list[str]:
@@ -24,9 +24,9 @@ def ordered(path: Iterable[str], root: Path = ROOT) -> list[str]:
 
 
 def settle() -> None:
-    """Put the working directory last in this process, and leave it out of those that it starts.
+    """Put the working directory last in this process, and exclude it from child processes.
 
-    Modules of the user's own are found where they are installed, on PYTHONPATH, or last of all there.
+    Users' own modules are found as installed packages, on PYTHONPATH, or last in the working directory.
     """
     sys.path[:] = ordered(sys.path)
     if _here() != ROOT:
@@ -35,14 +35,14 @@ def settle() -> None:
 
 @contextmanager
 def environment() -> Iterator[None]:
-    """Within, a Python that is started looks into the working directory for nothing."""
+    """Keep Python processes started in this context from importing from the working directory."""
     names = ("PYTHONSAFEPATH", "PYTHONPATH")
     before = {name: os.environ.get(name) for name in names}
     here = _here()
     if here != ROOT:
         os.environ["PYTHONSAFEPATH"] = "1"
     if before["PYTHONPATH"]:
-        entries = before["PYTHONPATH"].split(os.pathsep)  # an empty one is the working directory
+        entries = before["PYTHONPATH"].split(os.pathsep)  # an empty entry is the working directory
         kept = entries if here == ROOT else [entry for entry in entries if not _is(entry, here)]
         os.environ["PYTHONPATH"] = os.pathsep.join(kept)
     try:
@@ -53,7 +53,7 @@ def environment() -> Iterator[None]:
 
 
 def clash() -> str:
-    """Return in one line which module hides the harness's own `tasks`; empty where none does."""
+    """Return a line on the module that hides the harness's own `tasks`; empty if none does."""
     spec = importlib.util.find_spec("tasks")
     if spec is None:
         return ""
@@ -64,7 +64,7 @@ def clash() -> str:
 
 
 def _here() -> Path | None:
-    """Return the working directory; None where it has been removed."""
+    """Return the working directory; None if it has been removed."""
     try:
         return Path.cwd().resolve()
     except FileNotFoundError:

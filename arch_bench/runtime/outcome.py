@@ -1,4 +1,4 @@
-"""What may go wrong in a measurement without being a bug, turned into a status."""
+"""Conversion of expected failures of a measurement, as opposed to bugs, into a status."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from arch_bench.runtime.answer import first_line, text_of
 
 
 class Diverged(Exception):
-    """The loss stopped being a finite number."""
+    """Raised when the loss stops being finite."""
 
 
 class Pruned(Exception):
-    """A search gave this training up: others did better by then."""
+    """Raised when a search stops a training because other trials did better by then."""
 
 
 _NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
 
 
 def guarded(measure: Callable[[], list[Outcome]], lengths: list[int], kernel: str = "") -> list[Outcome]:
-    """The outcomes of `measure`, or one outcome per length that says why there are none. Bugs pass through."""
+    """Return the outcomes of `measure`, or on failure one outcome per length with the reason. Bugs propagate."""
     try:
         return measure()
     except (torch.OutOfMemoryError, MemoryError) as error:
         status, reason = _status("oom", error)
-    except OSError as error:  # as of a mapping of a file
+    except OSError as error:  # for example from mapping a file
         if error.errno != errno.ENOMEM:
             raise
         status, reason = _status("oom", error)
-    except RuntimeError as error:  # what other allocators raise has no class of its own
+    except RuntimeError as error:  # other allocators have no exception class of their own
         if not any(words in text_of(error) for words in _NO_MEMORY):
             raise
         status, reason = _status("oom", error)
@@ -44,7 +44,7 @@ def guarded(measure: Callable[[], list[Outcome]], lengths: list[int], kernel: st
         status, reason = _status("diverged", error)
     except Pruned as error:
         status, reason = _status("pruned", error)
-    _free()  # only here has the traceback let go of the tensors
+    _free()  # only here has the traceback released the tensors
     return [Outcome(seq_len=n, kernel=kernel, status=status, reason=reason) for n in lengths]
 
 

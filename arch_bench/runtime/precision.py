@@ -1,4 +1,4 @@
-"""In which numbers a model computes: fp32, TF32 or bf16, over parameters that are always fp32."""
+"""Compute precision of a model: fp32, TF32 or bf16, over parameters that are always fp32."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from arch_bench.config.schema import ConfigError
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """`auto` is bf16 autocast over fp32 parameters on CUDA, fp32 elsewhere. Raises ConfigError for TF32 elsewhere."""
+    """Resolve `auto`: bf16 autocast over fp32 on CUDA, else fp32. Raises ConfigError for TF32 without CUDA."""
     if name == "auto":
         return "bf16" if device.type == "cuda" else "fp32"
     if name == "tf32" and device.type != "cuda":
@@ -19,14 +19,14 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context in which a forward pass runs at that precision."""
+    """Return the context for a forward pass at that precision."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def set_tf32(precision: str) -> None:
-    """Round the inputs of fp32 matrix products to TF32 if that is the precision asked for, and never otherwise.
+    """Allow rounding the inputs of fp32 matrix products to TF32 only if that precision is requested.
 
-    PyTorch's own default is both at once: cuDNN (LSTM, convolutions) rounds, matrix products do not.
+    PyTorch's default is mixed: cuDNN (LSTM, convolutions) rounds, matrix products do not.
     """
     is_allowed = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = is_allowed

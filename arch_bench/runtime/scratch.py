@@ -1,4 +1,4 @@
-"""Folders for what lives as long as a process. The next command removes those that a kill left behind."""
+"""Temporary folders with the lifetime of a process. The next command removes folders left by killed processes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pathlib import Path
 
 PREFIX = "arch-bench."
 LONGEST = 64
-"""Bytes of a folder's path that leave room for the name of a UNIX socket below it: of 104 on macOS, 108 on Linux."""
+"""Maximum bytes of a folder's path that leave room for a UNIX socket's name: of 104 on macOS, 108 on Linux."""
 _SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 @contextmanager
 def folder(*, is_short: bool = False) -> Iterator[Path]:
-    """Yield a new private folder, and remove it in the end.
+    """Yield a new private folder, and remove it on exit.
 
-    is_short: sockets will be in it, so a long TMPDIR is passed over. Raises OSError where there is no place for it.
+    is_short: the folder will hold sockets, so a long TMPDIR is avoided. Raises OSError if no folder fits.
     """
     parent = short() if is_short else Path(tempfile.gettempdir())
     _clear_up(parent)
@@ -34,9 +34,9 @@ def folder(*, is_short: bool = False) -> Iterator[Path]:
 
 
 def short(longest: int = LONGEST) -> Path:
-    """Return TMPDIR, or where its path is too long for sockets a folder for temporary files that is short enough.
+    """Return TMPDIR, or if its path is too long for sockets, a temporary folder with a short enough path.
 
-    Raises OSError, naming TMPDIR, where there is none.
+    Raises OSError, naming TMPDIR, if there is none.
     """
     usual = tempfile.gettempdir()
     for path in (usual, *_SHORT):
@@ -47,21 +47,21 @@ def short(longest: int = LONGEST) -> Path:
 
 
 def _locked(parent: Path) -> tuple[Path, int]:
-    """Make a folder and lock it. The lock ends with this process, however that ends."""
+    """Make a folder and lock it. The lock ends with this process, however the process ends."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         lock = os.open(path, os.O_RDONLY)
-        with suppress(OSError):  # a file system without locks: nobody can clear up there, so nobody does
+        with suppress(OSError):  # a file system without locks: no process can clear up there, so none does
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists():  # else somebody cleared up between the two
+        if path.exists():  # else another process removed it before it was locked
             return path, lock
         os.close(lock)
 
 
 def _clear_up(parent: Path) -> None:
-    """Remove what processes that are gone have left."""
+    """Remove folders left by processes that have ended."""
     for path in parent.glob(f"{PREFIX}*"):
-        with suppress(OSError):  # of another user, or just removed
+        with suppress(OSError):  # it belongs to another user, or was just removed
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,17 +1,17 @@
-"""Seeds of any size for generators that read 32 bits of one."""
+"""Seeds of any size for generators that read only 32 bits."""
 
 from __future__ import annotations
 
 import hashlib
 
 BITS = 32
-"""What PyTorch's generator on a CPU reads of its seed, and NumPy's of RandomState at most."""
+"""Bits that PyTorch's CPU generator reads of its seed, and the most that NumPy's RandomState accepts."""
 
 
 def narrow(*parts: int) -> int:
-    """Return a seed of 32 bits: one number that has no more as it is, else a hash of all of every part.
+    """Return a 32-bit seed: a single number if it fits, else a hash of all parts.
 
-    A generator would leave out the upper bits: the seeds 1 and 1 + 2**40 would give the same weights.
+    Generators ignore the upper bits: the seeds 1 and 1 + 2**40 would give the same weights.
     """
     if len(parts) == 1 and parts[0] < 1 << BITS:
         return parts[0]

@@ -1,6 +1,6 @@
-"""The process that all others are forked from: it has torch and Lightning imported, and touches no device.
+"""The fork server of all worker processes: it has imported torch and Lightning, and touches no device.
 
-A fresh process then costs a fraction of a second.
+Starting a fresh process then takes a fraction of a second.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from multiprocessing import forkserver, process
 from arch_bench.runtime import environment, module_path, scratch
 
 _SOCKETS = "ARCH_BENCH_SOCKETS"
-"""The folder of the server's socket, in the environment that it is started with."""
+"""The environment variable with the folder of the server's socket."""
 _open = ExitStack()
 atexit.register(_open.close)
 _lock = threading.Lock()
 
 
 def start() -> None:
-    """Start the server, or again one that has died. Raises OSError where there is no place for its socket."""
-    with _lock, _deaf(), module_path.environment(), environment.hidden():  # by which what it imports would go
+    """Start the server, or restart one that has died. Raises OSError if there is no place for its socket."""
+    with _lock, _deaf(), module_path.environment(), environment.hidden():  # the server's imports read those
         os.environ[_SOCKETS] = _place()
         try:
-            forkserver.ensure_running()  # returns while it imports
+            forkserver.ensure_running()  # returns while the server is still importing
         finally:
             del os.environ[_SOCKETS]
 
@@ -36,7 +36,7 @@ def start() -> None:
 def _place() -> str:
     """Return the folder of sockets.
 
-    That of multiprocessing is in TMPDIR, however long its path is, and outlives a kill.
+    Multiprocessing's own folder is in TMPDIR, however long its path is, and is left behind after a kill.
     """
     config = process.current_process()._config  # type: ignore[attr-defined]
     if "tempdir" not in config:
@@ -46,18 +46,18 @@ def _place() -> str:
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """What is started within ignores the signals that reach a whole group.
+    """Make processes started in this context ignore signals sent to the whole process group.
 
-    By Ctrl-C the server would end among its imports, with a traceback. By SIGTERM it would end before its processes,
-    and nobody could tell whether those still save. SIGHUP of a terminal that closes, and SIGUSR2, by which a batch
-    system tells every process that time is short, would end those too: they stay deaf to both, and the parent asks
+    On Ctrl-C the server would end among its imports, with a traceback. On SIGTERM it would end before its processes, so
+    that a process still saving would go unnoticed. SIGHUP from a closing terminal, and SIGUSR2, by which a batch system
+    warns every process that time is short, would end the processes too: they keep ignoring both, and the parent asks
     them to save.
     """
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be set
+    if threading.current_thread() is not threading.main_thread():  # signals can only be set in the main thread
         yield
         return
     deaf = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-    before = [signal.signal(signum, signal.SIG_IGN) for signum in deaf]  # what it inherits
+    before = [signal.signal(signum, signal.SIG_IGN) for signum in deaf]  # the server inherits this
     try:
         yield
     finally:
@@ -70,5 +70,5 @@ def _hear() -> None:
 
 
 if _folder := os.environ.pop(_SOCKETS, None):  # this is the server, which imports this module before it forks
-    os.register_at_fork(after_in_child=_hear)  # what it forks must not be deaf, not even early
-    atexit.register(shutil.rmtree, _folder, ignore_errors=True)  # it outlives a parent that was killed
+    os.register_at_fork(after_in_child=_hear)  # forked processes must accept SIGTERM from the start
+    atexit.register(shutil.rmtree, _folder, ignore_errors=True)  # the folder outlives a parent that was killed

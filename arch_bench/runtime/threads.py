@@ -1,4 +1,4 @@
-"""How many CPU threads a phase has, and how busy the machine is with other work when it starts."""
+"""CPU threads of a phase, and the load from other work when it starts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from arch_bench.results import Metrics
 
 SAMPLE_S = 0.2
-"""For how long the work of others is watched. A load average would still hold the phase before this one."""
+"""Seconds for which other processes' work is observed. A load average would still include the previous phase."""
 TOLERANCE = 0.25
 """Share of a core that others may use without counting as busy."""
 
 
 def usable_cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """CPU cores that this process may keep busy: those it is bound to, within the quota of its container.
+    """Return the number of CPU cores this process may keep busy: its affinity, within its container's quota.
 
-    PyTorch starts a thread for every core it sees; where a quota allows fewer, they wait for one another.
+    PyTorch starts a thread for every visible core; if a quota allows fewer, the threads wait for one another.
     """
     return min(len(_bound()), _quota(groups) or len(_bound()))
 
@@ -29,7 +29,7 @@ def _bound() -> set[int]:
 
 
 def _quota(groups: Path) -> int | None:
-    """Whole cores of a control group's CPU quota (version 2, then version 1); None where there is no limit."""
+    """Return the whole cores of a control group's CPU quota (version 2, then version 1); None without a limit."""
     files = (groups / "cpu.max",), (groups / "cpu/cpu.cfs_quota_us", groups / "cpu/cpu.cfs_period_us")
     for names in files:
         if all(name.is_file() for name in names):
@@ -39,9 +39,9 @@ def _quota(groups: Path) -> int | None:
 
 
 def busy_cores(groups: Path = Path("/sys/fs/cgroup"), statistics: Path = Path("/proc/stat")) -> float:
-    """Return how many of the usable cores others keep busy now; 0 where the system does not say.
+    """Return the number of usable cores that other processes keep busy now; 0 if the system does not report it.
 
-    Others on the same cores count, and with a quota also those in the same container.
+    Other processes on the same cores count, and with a quota also those in the same container.
     """
     started, before, spent = time.monotonic(), _ticks(statistics), _spent(groups)
     time.sleep(SAMPLE_S)
@@ -55,7 +55,7 @@ def busy_cores(groups: Path = Path("/sys/fs/cgroup"), statistics: Path = Path("/
 
 
 def _ticks(statistics: Path) -> tuple[list[int], list[int]]:
-    """Clock ticks of each core that this process is bound to: busy ones, and all."""
+    """Return the clock ticks of each core in this process's affinity: busy ticks, and all ticks."""
     names = {f"cpu{number}" for number in _bound()}
     try:
         lines = [line.split() for line in statistics.read_text().splitlines()]
@@ -66,7 +66,7 @@ def _ticks(statistics: Path) -> tuple[list[int], list[int]]:
 
 
 def _spent(groups: Path) -> float:
-    """Seconds of CPU that the control group has used."""
+    """Return the CPU seconds that the control group has used."""
     try:
         lines = dict(line.split() for line in (groups / "cpu.stat").read_text().splitlines())
         return int(lines["usage_usec"]) / 1e6
@@ -75,14 +75,14 @@ def _spent(groups: Path) -> float:
 
 
 def limit(*, is_timed: bool = True, is_cpu: bool = True) -> None:
-    """Give PyTorch no more threads than there are cores to run them, unless OMP_NUM_THREADS says how many.
+    """Limit PyTorch's threads to the available cores, unless OMP_NUM_THREADS sets their number.
 
-    A training on a CPU takes the cores that are free as it starts: beside another busy process two threads for two
-    cores wait for each other at every operation, and need ten times as long as one. A timed phase has the same threads
-    in every row of a study. ARCH_BENCH_THREADS is what a launcher allots to each of several processes, their compilers
-    included.
+    A training on a CPU takes the cores that are free when it starts: beside another busy process, two threads for two
+    cores wait for each other at every operation and take ten times as long as one thread. A timed phase has the same
+    threads in every row of a study. A launcher sets ARCH_BENCH_THREADS to the number of threads for each of several
+    processes, their compilers included.
     """
-    global _allotted  # noqa: PLW0603 (as PyTorch's own number is)
+    global _allotted  # noqa: PLW0603 (PyTorch's own number is global too)
     if allotted := os.environ.get("ARCH_BENCH_THREADS"):
         torch.set_num_threads(int(allotted))
         torch._inductor.config.compile_threads = int(allotted)
@@ -97,12 +97,12 @@ _allotted: int | None = None
 
 
 def allotted() -> int:
-    """Return the threads of this process on an idle machine, which name the device of its rows."""
+    """Return the threads of this process on an idle machine, which are part of the device name in rows."""
     return _allotted or torch.get_num_threads()
 
 
 def load(*, is_timed: bool) -> Metrics:
-    """Return what a row says of the machine as its phase starts."""
+    """Return the machine's load metrics at the start of a phase."""
     found: Metrics = {"threads": torch.get_num_threads()}
     if is_timed:
         found |= {"load_average": round(os.getloadavg()[0], 2), "busy_cores": round(busy_cores(), 2)}

@@ -1,4 +1,4 @@
-"""A function in a fresh process: its crash, its time limit and its memory debris stay its own."""
+"""Functions run in fresh processes: crashes, time limits and leftover memory stay contained."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ from arch_bench.runtime.console import leavable
 T = TypeVar("T")
 
 GRACE_S = 20.0
-"""Seconds to save and end in, for a process that is asked to; batch systems kill after some 30."""
+"""Seconds a process has to save and end after SIGTERM; batch systems kill after some 30."""
 SHORT_S, LONG_S = 2.0, 30.0
-"""How long the others may still answer after one of them crashed, or raised."""
+"""Seconds the other processes have to answer after one crashed, or raised."""
 GLANCE_S = 0.5
-"""How often a thread that waits looks whether all of it shall end."""
+"""Seconds between a waiting thread's checks for an interrupt."""
 _PRELOAD = ["torch", "lightning.pytorch", "arch_bench.cell.run", "arch_bench.train.fit", "arch_bench.cost.speed"]
 
 
 class Crashed(Exception):
-    """The process died without an answer; the message says how."""
+    """Raised when a process dies without an answer; the message describes how."""
 
 
 class LostPeer(Crashed):
-    """A process that works with others lost one of them: rarely the reason, mostly what follows from it."""
+    """Raised when a process loses one of its peers: usually a consequence, rarely the cause, of a failure."""
 
 
 class TimedOut(Exception):
-    """The process was ended at its time limit."""
+    """Raised when a process is ended at its time limit."""
 
 
 class Interrupted(BaseException):
-    """The process was ended because the user, or the system, wants all of it to end."""
+    """Raised when a process is ended because the user, or the system, stops the whole run."""
 
 
 _is_interrupted = threading.Event()
 
 
 class Setting(NamedTuple):
-    """Where a function runs and what it may write to."""
+    """Environment and log files of a function's process."""
 
     env: Mapping[str, str] = MappingProxyType({})
     """Environment variables that differ from the caller's; libraries read them at first use."""
     log: Path | None = None
-    """A file for what it prints, which then is not seen; None: the caller's terminal."""
+    """A file for its output, which is then not shown; None: the caller's terminal."""
     faults: Path | None = None
-    """Without a log, a file for where in the code it was when it crashed; gone again when it did not."""
+    """Without a log, a file for the stack trace of a crash; removed again if there was none."""
 
 
 def call(
@@ -66,11 +66,11 @@ def call(
     *args: Any,
     time_limit_s: float,
     preload: Sequence[str] = (),
-    setting: Setting = Setting(),  # noqa: B008 (it cannot be changed)
+    setting: Setting = Setting(),  # noqa: B008 (it is immutable)
 ) -> T:
     """Run `function(*args)` in a fresh process and return its result.
 
-    `preload` names modules that the processes will need besides; it counts when the first of them starts.
+    `preload` names additional modules that the processes will need; it takes effect only when the first of them starts.
 
     Raises TimedOut, Crashed, or the function's own exception (its traceback is in the notes).
     """
@@ -83,12 +83,12 @@ def call_together(
     *,
     time_limit_s: float,
     preload: Sequence[str] = (),
-    setting: Setting = Setting(),  # noqa: B008 (it cannot be changed)
+    setting: Setting = Setting(),  # noqa: B008 (it is immutable)
 ) -> T:
     """Run `function(*args)` for each `args` of `calls`, each in a fresh process, at the same time.
 
-    They are one undertaking: its result is that of the first, and none outlives it. Raises as `call`, for whichever
-    fails first, unless the first of them ends by itself soon after.
+    The calls are one job: the result is that of the first, and no process outlives the call. Raises as `call`, for the
+    process that fails first, unless the first call still returns a result soon after.
     """
     if _is_interrupted.is_set():
         raise Interrupted
@@ -102,11 +102,11 @@ def call_together(
     ]
     try:
         for process, (_, theirs) in zip(processes, pipes, strict=True):
-            _start(process)  # within, so that a Ctrl-C at any moment ends it: at exit Python waits for what it started
+            _start(process)  # inside try, so that Ctrl-C at any moment ends it: at exit Python waits for its children
             theirs.close()
         found = _receive([ours for ours, _ in pipes], processes, time_limit_s, setting.log)
         for process in processes:
-            process.join(timeout=10)  # it has answered; let it close what it opened
+            process.join(timeout=10)  # it has answered; let it close its resources
         return found
     finally:
         _end(processes)
@@ -119,30 +119,31 @@ def call_together(
 def _start(process: Any) -> None:
     try:
         process.start()
-    except (ConnectionError, EOFError):  # the server died just now, perhaps by the doing of another cell
+    except (ConnectionError, EOFError):  # the server has just died, perhaps because of another cell
         server.start()
         process.start()
 
 
 def interrupt() -> None:
-    """End the processes of all calls under way in other threads, and let no new one begin: they raise Interrupted."""
+    """End the processes of all calls running in other threads, and start no new ones: the calls raise Interrupted."""
     _is_interrupted.set()
 
 
 def end_all() -> None:
     """Interrupt all calls, and wait until their processes have saved and ended.
 
-    For a signal handler: it may have taken this very thread out of a call, whose processes nobody else would end.
+    Meant for signal handlers: the handler may have interrupted this thread in a call, whose processes no other code
+    would end.
     """
     interrupt()
     _end(multiprocessing.active_children())
 
 
 def _receive(connections: list[Connection], processes: list[Any], time_limit_s: float, log: Path | None) -> Any:
-    """The answer of the first.
+    """Return the answer of the first process.
 
-    After a failure the others have a while to answer: what failed elsewhere may have reached the first, too, which
-    then has more to say; and who lost a peer may speak before the peer's end is known.
+    After a failure the other processes get some time to answer: the same failure may have reached the first, whose
+    report is more informative; and a process that lost a peer may report before the peer's end is detected.
     """
     waiting = dict(zip(connections, processes, strict=True))
     failures: list[Exception] = []
@@ -160,7 +161,7 @@ def _receive(connections: list[Connection], processes: list[Any], time_limit_s: 
                 end = min(end, time.monotonic() + (SHORT_S if is_final else LONG_S))
         if log is not None:
             joblog.bound(log)
-    if _is_interrupted.is_set():  # which ended the process, whatever that looks like from here
+    if _is_interrupted.is_set():  # the interrupt ended the process, whatever the failure looks like here
         raise Interrupted
     if not failures:
         raise TimedOut(f"stopped after {time_limit_s:g} s (time_limit_s)")
@@ -168,27 +169,27 @@ def _receive(connections: list[Connection], processes: list[Any], time_limit_s: 
 
 
 def _ready(waiting: dict[Connection, Any], patience_s: float) -> list[Connection]:
-    """Wait for an answer, or for the end of a process: what it forked itself may hold its connection open."""
+    """Wait for an answer, or for the end of a process: its own forks may keep its connection open."""
     ready = set(wait([*waiting, *(process.sentinel for process in waiting.values())], patience_s))
     return [one for one, process in waiting.items() if one in ready or process.sentinel in ready]
 
 
 def _read(connection: Connection, process: Any, rank: int | None) -> tuple[bool, Any]:
-    """Whether the process succeeded, and its result or exception."""
+    """Return True with the process's result, or False with its exception."""
     where = "" if rank is None else f"rank {rank}: "
     try:
-        if connection.poll(0):  # else it has ended without
+        if connection.poll(0):  # else it ended without an answer
             return answer.read(connection.recv_bytes())
     except ValueError as error:
         return False, Crashed(f"{where}{error}")
-    except (EOFError, OSError):  # nothing, or a part
+    except (EOFError, OSError):  # no answer, or part of one
         pass
-    process.join(GRACE_S + SHORT_S)  # it may have closed its connection, and live on
+    process.join(GRACE_S + SHORT_S)  # it may have closed its connection and still be running
     return False, Crashed(where + answer.ending(process.exitcode))
 
 
 def _end(processes: Sequence[Any]) -> None:
-    """Ask all, wait, and insist; at once when somebody interrupts the wait."""
+    """Terminate all processes, wait, then kill the rest; kill at once if the wait is interrupted."""
     living = [process for process in processes if process.is_alive()]
     for process in living:
         process.terminate()
@@ -216,7 +217,7 @@ def _serve(
     if setting.faults is not None:
         _tell_faults(setting.faults)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    gc.freeze()  # what was imported before the fork is never garbage: looking through it takes 0.2 s each time
+    gc.freeze()  # imports before the fork are never garbage: scanning them takes 0.2 s each time
     threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
     try:
         with leavable():
@@ -230,7 +231,7 @@ def _serve(
 
 
 def _write_to(log: Path) -> None:
-    """All that this process prints, also from below Python."""
+    """Redirect all output of this process to a log, including output from below Python."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         for stream in (sys.stdout, sys.stderr):
@@ -245,14 +246,14 @@ def _tell_faults(path: Path) -> None:
 
 
 def _forget(path: Path) -> None:
-    """A file that nothing was written to."""
-    with suppress(FileNotFoundError):  # it had a log
+    """Remove the file if it is empty."""
+    with suppress(FileNotFoundError):  # it had a log instead
         if not path.stat().st_size:
             path.unlink()
 
 
 def _exit_with_parent(connection: Connection) -> None:
-    """A parent that was killed closes its end of the pipe: end too, rather than measure for nobody."""
+    """End when the parent has been killed, which closes its end of the pipe: the result would have no reader."""
     try:
         connection.recv()
     except (EOFError, OSError):
