@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 import pytest
 
 from arch_bench import results
+from arch_bench.config.usage import CONF, options
 from arch_bench.report import (
     build,
     dials,
@@ -192,6 +193,14 @@ def test_a_backbone_looks_the_same_in_every_report() -> None:
     both = Study([score("mamba"), score("transformer"), score("xyz")])
     assert both.style("mamba") == Study([score("mamba")]).style("mamba") == style("mamba", 0)
     assert len({both.style(name).colour for name in both.labels.series}) == 3
+
+
+def test_no_two_backbones_of_a_report_share_colour_and_marker() -> None:
+    names = options(CONF, "backbone")
+    looks = {(look.colour, look.symbol) for look in (style(name, 0, names) for name in names)}
+    assert len(looks) == len(names)
+    few = ["based", "gla", "hyena", "linear_attention", "mamba2", "rwkv7"]
+    assert len({style(name, 0, few).colour for name in few}) == len(few), "and few have colours of their own"
 
 
 def test_settings_of_a_backbone_share_its_colour_and_differ_in_line_and_marker() -> None:

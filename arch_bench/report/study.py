@@ -166,7 +166,7 @@ class Study:
     def style(self, series: str) -> style.Style:
         backbone = self.labels.backbone[series]
         settings = [name for name, other in self.labels.backbone.items() if other == backbone]
-        return style.style(backbone, settings.index(series))
+        return style.style(backbone, settings.index(series), sorted({*self.labels.backbone.values()}))
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:

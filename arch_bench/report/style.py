@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,11 +60,16 @@ class Style:
     """A line twice as thick, for the kernel that `auto` picks."""
 
 
-def style(backbone: str, rank: int) -> Style:
-    """The style of a backbone's `rank`-th setting: a function of the name alone, whatever else is in the report."""
-    letters = sum(place * ord(letter) for place, letter in enumerate(backbone, start=1))
-    symbol = SYMBOLS.get(backbone, OTHER_SYMBOLS[letters % len(OTHER_SYMBOLS)])
-    colour = COLOURS.get(backbone, OTHER_COLOURS[letters % len(OTHER_COLOURS)])
+def style(backbone: str, rank: int, among: Sequence[str] = ()) -> Style:
+    """Return the style of a backbone's `rank`-th setting in a report on `among`.
+
+    The four families of the front page look alike everywhere. The others take colours and markers in the order of
+    their names, so that no two of a report share both: 8 colours and 5 markers make 40 pairs.
+    """
+    others = sorted({backbone, *among} - COLOURS.keys())
+    place = others.index(backbone) if backbone in others else 0
+    symbol = SYMBOLS.get(backbone, OTHER_SYMBOLS[place % len(OTHER_SYMBOLS)])
+    colour = COLOURS.get(backbone, OTHER_COLOURS[place % len(OTHER_COLOURS)])
     return Style(colour, symbol, DASHES[rank % len(DASHES)], rank % 2 == 1)
 
 
