@@ -1,1 +1,1 @@
-"""Costs of one cell: a training step, decoding, single kernels."""
+"""Costs of one cell: training steps, decoding and single kernels."""

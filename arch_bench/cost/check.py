@@ -1,4 +1,4 @@
-"""No time is taken of a model that computes something else than its reference."""
+"""Check a model against its reference before it is timed."""
 
 from __future__ import annotations
 
@@ -16,37 +16,38 @@ from arch_bench.results import Metrics
 from arch_bench.runtime.precision import autocast
 
 N_DECODED = 4
-"""Tokens after the prompt, where decoding is compared; a task's first answer stands no nearer to the end."""
+"""Number of tokens after the prompt at which decoding is compared; a task's first answer is no nearer to the end."""
 LENGTH, BATCH = 256, 2
-"""Of the input that is compared: two blocks of a block-sparse kernel, affordable for a loop over positions."""
+"""Shape of the compared input: two blocks of a block-sparse kernel, and affordable for a loop over positions."""
 NO_REFERENCE = "a layer of another library has no reference here"
 ALLOWED = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}
-"""Relative error of the hidden states (in the Euclidean norm) from which on a kernel is suspected."""
+"""Relative error of the hidden states (in the Euclidean norm) above which a kernel is suspect."""
 OF_ROUNDING = 1.5
-"""Where that precision takes more from the reference itself: times as much, from which on a kernel is wrong.
+"""Ratio to the reference's own error in that precision above which a suspect kernel is wrong.
 
-Depth and exponential gates amplify rounding. Eight layers of xLSTM in bf16 are 2 to 13 % off, as their weights were
-drawn; on a CPU the reference is as far off as the kernel, to a hundredth of that.
+Depth and exponential gates amplify rounding. Eight layers of xLSTM in bf16 are 2 to 13 % off, depending on the drawn
+weights; on a CPU the errors of the reference and of the kernel agree to a hundredth of that.
 """
 
 
 class Compared(NamedTuple):
     run: Callable[[Backbone, Tensor], Tensor]
-    """Of the model."""
+    """Output of the model."""
     truth: Callable[[Backbone, Tensor], Tensor]
-    """The same by the forward pass, of its reference."""
+    """Same output from the forward pass of its reference."""
 
 
 @torch.no_grad()
 def check(cell: Cell, backbone: Backbone, precision: str, **sizes: int) -> Metrics:
-    """`gate_error`, relative, against the same weights in fp32 by `kernel=reference`; `gate_why` if there is no such.
+    """Measure `gate_error`, relative to `kernel=reference` with the same weights in fp32.
 
-    What picks positions by their scores is compared in fp32, whatever `precision` is, and says so (`gate_precision`).
+    Without a reference, return only `gate_why`. A model that picks positions by their scores is compared in fp32,
+    whatever `precision` is; `gate_precision` records the precision used.
 
-    sizes: what the backbone was built with besides its configuration.
+    sizes: arguments that the backbone was built with besides its configuration.
 
-    Raises Unsupported when it is more than ALLOWED, and more than OF_ROUNDING times what the reference loses in that
-    precision: a figure of that kernel would mean nothing.
+    Raises Unsupported when the error is above ALLOWED, and above OF_ROUNDING times the reference's own error in that
+    precision: a figure for that kernel would be meaningless.
     """
     was_training = backbone.training
     try:
@@ -57,9 +58,9 @@ def check(cell: Cell, backbone: Backbone, precision: str, **sizes: int) -> Metri
 
 @torch.no_grad()
 def check_decode(cell: Cell, precision: str, vocab_size: int, device: torch.device) -> Metrics:
-    """The same of decoding: the logits of a prompt and of N_DECODED tokens after it, of a model of its own.
+    """Measure the same for decoding, on a new model: the logits of a prompt and of N_DECODED tokens after it.
 
-    Against the forward pass of the reference. Raises as `check`.
+    They are compared with the forward pass of the reference. Raises Unsupported as `check` does.
     """
     sizes = {"vocab_size": vocab_size, "max_len": LENGTH}
     with torch.random.fork_rng([device] if device.type == "cuda" else []), device, autocast(precision, device):
@@ -73,12 +74,12 @@ def _hidden(model: Backbone, tokens: Tensor) -> Tensor:
 
 
 def _last(model: Backbone, tokens: Tensor) -> Tensor:
-    """Logits (B, 1 + N_DECODED, vocabulary) of the last positions, all computed at once."""
+    """Compute the logits (B, 1 + N_DECODED, vocabulary) of the last positions at once."""
     return model.head(model(tokens)[:, -1 - N_DECODED :])
 
 
 def _decoded(model: Backbone, tokens: Tensor) -> Tensor:
-    """The same by a prompt and one token after the other."""
+    """Compute the same logits from a prompt and then one token after the other."""
     n = tokens.shape[1] - N_DECODED
     y, state = model.prefill(tokens[:, :n], model.init_state(len(tokens), tokens.shape[1]))
     found = [y]
@@ -89,7 +90,7 @@ def _decoded(model: Backbone, tokens: Tensor) -> Tensor:
 
 
 def _compare(cell: Cell, backbone: Backbone, precision: str, sizes: dict[str, int], what: Compared) -> Metrics:
-    """On random tokens."""
+    """Compare the model with its reference on random tokens."""
     if not backbone.has_reference:
         return {"gate_why": NO_REFERENCE}
     precision = "fp32" if backbone.picks_by_score else precision

@@ -1,4 +1,4 @@
-"""Phase `decode`: what a prompt and then each further token cost at each context length, and the state carried."""
+"""Phase `decode`: cost of a prompt and of each further token at each context length, and size of the state."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from arch_bench.runtime.precision import autocast, pick_precision
 from arch_bench.runtime.seed import narrow
 
 N_PREFILLS = 5
-"""Timed prompts; each writes a fresh state."""
+"""Number of timed prompts; each writes a fresh state."""
 MAX_BATCH = 1024
-"""Sequences, at most, that `decode.batching=largest` decodes together: a state of constant size would fit millions."""
+"""Maximum number of sequences with `decode.batching=largest`: a state of constant size would fit millions."""
 
 
 @torch.no_grad()  # not inference mode, in which autocast would cast every weight anew at every token
 def measure(cell: Cell, context_len: int) -> Outcome:
     """Time a prompt of `context_len` random tokens, then `decode.n_tokens` single tokens.
 
-    Both run eagerly and, on CUDA, as a graph of the same work: `ms_per_token` is one step of all sequences as `step`
-    says, `prefill_ms` a prompt as `prefill_step` says, and `..._eager` is beside them. `step_kernel` says what runs a
-    step, which is not the kernel of the parallel form. With `decode.batching=largest` as many sequences decode together
-    as fit, a power of two up to MAX_BATCH, from an empty state of that context's size; no prompt is timed then.
-    `peak_mem_bytes` is the peak of all of it.
+    Both run eagerly and, on CUDA, as a graph of the same work. `ms_per_token` is one step of all sequences and
+    `prefill_ms` one prompt, run as `step` and `prefill_step` record; the eager times end in `_eager`. `step_kernel`
+    names the kernel of a step, which differs from that of the parallel form. With `decode.batching=largest`, as many
+    sequences as fit decode together, a power of two up to MAX_BATCH, from an empty state of that context's size; no
+    prompt is timed then. `peak_mem_bytes` is the peak of all of it.
     """
     device = pick_device(cell.device)
     memory = PeakMemory(device, is_fresh=cell.isolate)
@@ -53,7 +53,7 @@ def measure(cell: Cell, context_len: int) -> Outcome:
         sizes = {"vocab_size": vocab_size, "max_len": total, "context_len": context_len}
         backbone: Backbone = build(cell, "backbone", **sizes).eval()
         metrics: Metrics = checked | _sizes(backbone, context_len)
-        memory.restart(backbone.parameters())  # without those states, and the trial of attention's backends
+        memory.restart(backbone.parameters())  # excludes the states above, and the trial of attention's backends
         start, prompt_metrics = _start(cell, backbone, context_len, watch)
         metrics |= prompt_metrics | _decoded(backbone, start, cell, watch) | {"peak_mem_bytes": memory.read()}
     metrics |= {"batching": cell.decode.batching, "batch_size": start.batch_size}
@@ -64,21 +64,21 @@ def measure(cell: Cell, context_len: int) -> Outcome:
 
 
 def _sizes(backbone: Backbone, context_len: int) -> Metrics:
-    """What one sequence carries at that context, counted from its tensors."""
+    """Return the size of one sequence's state at that context, counted from its tensors, and the parameter count."""
     state = backbone.init_state(1, context_len)
     n_elements = sum(t.numel() for t in tensors(state))
     return {"state_bytes": count_bytes(state), "state_elements": n_elements, "n_params": backbone.n_params()}
 
 
 class Start(NamedTuple):
-    """What decoding goes on from."""
+    """Starting point of decoding."""
 
     batch_size: int
     state: State
 
 
 def _start(cell: Cell, backbone: Backbone, context_len: int, watch: Stopwatch) -> tuple[Start, Metrics]:
-    """A prompt's state, and what the prompt took; for the largest batch an empty state."""
+    """Return a prompt's state and the prompt's metrics; for the largest batch, an empty state and no metrics."""
     total = context_len + cell.decode.n_tokens
     if cell.decode.batching == "largest":
         return _largest(backbone, context_len, total), {}
@@ -97,7 +97,7 @@ def _start(cell: Cell, backbone: Backbone, context_len: int, watch: Stopwatch) -
 
 
 def _largest(backbone: Backbone, context_len: int, total: int) -> Start:
-    """The largest power of two whose states fit in free memory together with what a step needs, found by trying."""
+    """Find by trial the largest power of two whose states fit in free memory together with a step's needs."""
     device = backbone.embedding.weight.device
     bytes_each = count_bytes(backbone.init_state(1, total))
     size = min(MAX_BATCH, 2 ** max(0, int(_free_bytes(device) // bytes_each).bit_length() - 1))
@@ -109,24 +109,24 @@ def _largest(backbone: Backbone, context_len: int, total: int) -> Start:
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
-        state, size = (), size // 2  # out here nothing holds the tensors that were too many
+        state, size = (), size // 2  # outside the handler, nothing holds the tensors that did not fit
         torch.cuda.empty_cache()
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Memory that nobody uses; of the host's a half, for nothing there says no in time."""
+    """Return the bytes of free memory; only half of the host's, since the OOM killer acts too late."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _prefills(backbone: Backbone, prompt: Tensor, total: int, watch: Stopwatch) -> tuple[list[float], State]:
-    """Times in ms, and the state after the last prompt."""
+    """Time the prompts in ms; return the times and the state after the last prompt."""
     state: State = ()
 
     def prefill() -> tuple[Any, Any]:
         nonlocal state
-        state = ()  # the old one goes first: two of them would double the peak
+        state = ()  # free the old state first: two of them would double the peak
         state = backbone.init_state(len(prompt), total)
         start = watch.mark()
         _, state = backbone.prefill(prompt, state)
@@ -139,7 +139,7 @@ def _prefills(backbone: Backbone, prompt: Tensor, total: int, watch: Stopwatch) 
 
 
 def _decoded(backbone: Backbone, start: Start, cell: Cell, watch: Stopwatch) -> Metrics:
-    """Both ways to run a step, timed on the same tokens, and the energy of the faster one."""
+    """Time both ways to run a step on the same tokens, and measure the energy of the graph, or of eager without one."""
     device = backbone.embedding.weight.device
     tokens = torch.randint(backbone.head.out_features, (start.batch_size, cell.decode.n_tokens), device=device)
     eager: Decoder = EagerDecoder(backbone, start.state)
@@ -163,7 +163,7 @@ def _decoded(backbone: Backbone, start: Start, cell: Cell, watch: Stopwatch) -> 
 def _decode(decoder: Decoder, tokens: Tensor, watch: Stopwatch) -> tuple[list[float], float]:
     """Decode the tokens from the same state until two passes agree within 5 %, at most 6 times.
 
-    Returns the last pass: times in ms, and its wall clock in s.
+    Return the last pass: times in ms, and its wall clock in s.
     """
     medians: list[float] = []
     while len(medians) < 2 or (len(medians) < 6 and abs(medians[-1] - medians[-2]) > 0.05 * medians[-1]):
@@ -188,9 +188,9 @@ def _decode_once(decoder: Decoder, tokens: Tensor, watch: Stopwatch) -> tuple[li
 def _traffic(
     backbone: Backbone, metrics: Metrics, precision: str, watch: Stopwatch, device: torch.device
 ) -> dict[str, float]:
-    """`gb_per_s`: the fewest bytes that a step must move (every weight and every state once) over the time it takes.
+    """Compute `gb_per_s`: the fewest bytes that a step must move (every weight and state once) over its time.
 
-    Beside it the rate of a plain copy, measured in this process. Neither for what reads a part of its state only.
+    Add the rate of a plain copy, measured in this process. Return neither if a step reads only part of its state.
     """
     if not backbone.reads_whole_state:
         return {}
@@ -200,7 +200,10 @@ def _traffic(
 
 
 def _weight_bytes(backbone: Backbone, precision: str) -> int:
-    """Of all weights that a token meets, in the precision that they are multiplied in; of tables it reads one row."""
+    """Count the bytes of a step's weights, in the precision of their product.
+
+    Tables before the blocks are left out, since a step reads only one row of each.
+    """
     mixers = [mixer for mixer in backbone.modules() if isinstance(mixer, Mixer) and mixer.keeps_precision]
     kept = {id(weight) for mixer in mixers for weight in mixer.parameters()}
     rounded = 2 if precision == "bf16" else 4

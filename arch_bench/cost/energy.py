@@ -1,4 +1,4 @@
-"""Energy that a device has used, where it counts it."""
+"""Energy of a device, measured by its own counter."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from arch_bench.runtime.measure import Stopwatch
 
 WINDOW_S = 1.0
-"""The counter moves every 0.02 to 0.1 s: over a second it is right to a few percent."""
+"""Minimum seconds to measure: the counter updates every 0.02 to 0.1 s, so a second is exact to a few percent."""
 
 
 def joules_per_call(run: Callable[[], object], watch: Stopwatch, device: torch.device) -> float | None:
-    """Of the whole device, idle power included, over at least WINDOW_S; None where nothing counts it.
+    """Measure joules per call of the whole device, with idle power, over at least WINDOW_S; None without a counter.
 
-    NVML's `nvmlDeviceGetTotalEnergyConsumption`, on NVIDIA GPUs since Volta, by `pip install nvidia-ml-py`.
+    Uses NVML's `nvmlDeviceGetTotalEnergyConsumption`, on NVIDIA GPUs since Volta, from `pip install nvidia-ml-py`.
     """
     counter = _counter(device)
     if counter is None:
@@ -25,7 +25,7 @@ def joules_per_call(run: Callable[[], object], watch: Stopwatch, device: torch.d
     watch.synchronise()
     joules, started, n = counter(), time.perf_counter(), 0
     while n == 0 or time.perf_counter() - started < WINDOW_S:
-        for _ in range(n + 1):  # twice as many in all: waiting after each would add idle time to short calls
+        for _ in range(n + 1):  # double the count: waiting after each would add idle time to short calls
             run()
         n += n + 1
         watch.synchronise()
@@ -33,7 +33,7 @@ def joules_per_call(run: Callable[[], object], watch: Stopwatch, device: torch.d
 
 
 def _counter(device: torch.device) -> Callable[[], float] | None:
-    """Joules since the driver was loaded."""
+    """Return a function that reads the joules since the driver was loaded; None without a counter."""
     if device.type != "cuda" or torch.version.cuda is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Phase `kernels`: one sequence mixer by each of its implementations, and by a library's own layer."""
+"""Phase `kernels`: time one sequence mixer with each of its implementations, and with a library's own layer."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from arch_bench.runtime.precision import autocast, pick_precision
 from arch_bench.runtime.seed import narrow
 
 SIZES = {"vocab_size": 16}
-"""Of the model around the mixer, which is not timed."""
+"""Sizes of the model around the mixer, which is not timed."""
 N_INPUTS = 4
-"""Inputs that are rotated, so that no call finds its own in a cache."""
+"""Number of inputs in rotation, so that no call finds its own in a cache."""
 
 
 def contenders(cell: Cell) -> list[str]:
-    """Every implementation that the mixer of a cell knows, those that cannot run here included, and bare calls.
+    """List every implementation of a cell's mixer, including those that cannot run here, and the bare calls.
 
-    Raises ConfigError for a backbone of several mixers, which have no kernel in common.
+    Raises ConfigError for a backbone with several mixers, which have no kernel in common.
     """
     if (pattern := cell.backbone["pattern"]) is not None:
         raise ConfigError(f"phases=[kernels] compares the kernels of one mixer; choose one of {', '.join(pattern)}")
     try:
         mixer = _backbone(cell, "auto", cell.seq_len).mixer
-    except Unsupported:  # its row will say why
+    except Unsupported:  # its row will record the reason
         return ["auto"]
     return [*mixer.kernels, *mixer.bare()]
 
 
 def measure(cell: Cell, seq_len: int, name: str) -> Outcome:
-    """Time forward, and forward and backward, of one layer on random activations (batch, seq_len, d_model).
+    """Time forward, and forward + backward, of one layer on random activations (batch, seq_len, d_model).
 
-    On CUDA both are replays of a graph: what the device does, without the time to launch it. The batch is that of the
-    phase `speed`. Raises Unsupported when the contender cannot run here, or is off its reference.
+    On CUDA both are graph replays: device time without launch time. The batch is that of the phase `speed`. Raises
+    Unsupported when the contender cannot run here, or is off its reference.
     """
     device = pick_device(cell.device)
     memory = PeakMemory(device, is_fresh=cell.isolate)
@@ -55,22 +55,22 @@ def measure(cell: Cell, seq_len: int, name: str) -> Outcome:
         times = _timed(call.run, contest, watch, cell)
         metrics |= {**Timing(times).summary(what), "n_timed": len(times)}
         metrics |= {} if call.is_graph else {"step": "eager"}
-        del call  # a graph keeps what it computes with: two of them, or one beside the plain pass, may be too much
+        del call  # a graph keeps its buffers: two of them, or one beside the plain pass, may not fit
         memory.restart()
     return Outcome(seq_len=seq_len, kernel=name, metrics=metrics | contest.facts | _memory(contest, memory))
 
 
 class Contest(NamedTuple):
-    """One contender, ready to run."""
+    """Contender that is ready to run."""
 
     forward: Callable[[], Tensor]
     both: Callable[[], None]
     refill: Callable[[int], None]
-    """Puts the i-th input where the next call reads it."""
+    """Function that copies the i-th input to where the next call reads it."""
     facts: Metrics
     device: torch.device
     living: list[Tensor]
-    """What is there before the first call."""
+    """Tensors that exist before the first call."""
 
 
 def _contest(cell: Cell, seq_len: int, name: str, device: torch.device) -> Contest:
@@ -123,12 +123,12 @@ class Call(NamedTuple):
 
 
 def _captured(run: Callable[[], object], device: torch.device) -> Call:
-    """As a graph where one can be captured. Raises Unsupported when it does not run at all."""
+    """Capture a call as a graph, or return it as it is. Raises Unsupported when it does not run at all."""
     try:
         run()
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # what libraries raise for a shape or a device that they do not take
+    except RuntimeError as error:  # libraries raise this for a shape or device that they do not support
         raise Unsupported(str(error).strip().splitlines()[0]) from error
     if device.type == "cuda":
         try:
@@ -141,7 +141,7 @@ def _captured(run: Callable[[], object], device: torch.device) -> Call:
 
 
 def _timed(run: Callable[[], object], contest: Contest, watch: Stopwatch, cell: Cell) -> list[float]:
-    """Milliseconds of each call."""
+    """Time each call in milliseconds."""
     warm = warm_up(run, watch, cell.speed.max_seconds)
     n = max(3, min(cell.speed.n_steps, int(cell.speed.max_seconds / warm[-1])))
     marks: list[tuple[Any, Any]] = []
@@ -155,7 +155,7 @@ def _timed(run: Callable[[], object], contest: Contest, watch: Stopwatch, cell: 
 
 
 def _memory(contest: Contest, memory: PeakMemory) -> Metrics:
-    """Bytes at the peak of forward and backward without a graph, and without what lived before."""
+    """Measure peak bytes of forward + backward without a graph, in all and without the tensors that lived before."""
     if forget_workspaces(contest.device):
         contest.both()
     before = memory.restart(contest.living)

@@ -1,4 +1,4 @@
-"""Phase `speed`: what one optimiser step costs at each sequence length, in time and in memory."""
+"""Phase `speed`: cost of one optimiser step at each sequence length, in time and memory."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from arch_bench.train.team import SOLO, Team
 from tasks.base import IGNORE, Task, stream
 
 N_BATCHES = 4
-"""Batches that are rotated, so that no step finds its input in a cache."""
+"""Number of batches in rotation, so that no step finds its input in a cache."""
 SLOW_S = 0.1
-"""Seconds of a step from which on waiting for the device after each costs nothing that shows."""
+"""Step time in seconds above which waiting for the device after each step has no visible cost."""
 
 
 def measure(cell: Cell, seq_len: int, team: Team = SOLO) -> Outcome:
@@ -42,15 +42,15 @@ def measure(cell: Cell, seq_len: int, team: Team = SOLO) -> Outcome:
 
     The batch holds `speed.tokens_per_step` tokens of the task (at least one example), or one example with
     `speed.batching=single`. Forward and forward + backward come from marks inside full steps. A model whose kernel is
-    off its reference is not timed. The ranks of a team all measure: rates are of all devices, memory is of the one
-    that needs most. Raises Unsupported for a wrong kernel, when the task has no example of that length, and when the
-    ranks cannot share the batch.
+    off its reference is not timed. All ranks of a team measure: rates cover all devices, and memory is that of the
+    device that needs most. Raises Unsupported for a wrong kernel, when the task has no example of that length, and when
+    the ranks cannot share the batch.
     """
     device = pick_device(cell.device)
     memory = PeakMemory(device, is_fresh=cell.isolate)
     watch = Stopwatch(device)
     step = TrainingStep(cell, seq_len, watch, device, team)
-    step()  # the first compiles: its seconds are `compile_s`
+    step()  # the first step compiles: its seconds are `compile_s`
     watch.synchronise()
     warm_times = warm_up(step, watch, cell.speed.max_seconds, team.clock)
     metrics = _timed(step, watch, cell, is_slow=warm_times[-1] > SLOW_S)
@@ -73,28 +73,28 @@ def _energy(step: TrainingStep, watch: Stopwatch, device: torch.device) -> Metri
 
 
 def _utilisation(metrics: Metrics, step: TrainingStep, ceiling: dict[str, float]) -> Metrics:
-    """Model FLOPs (those of matrix products that the mathematics asks for) against what the device can do.
+    """Compare model FLOPs (of the matrix products that the mathematics requires) with the device's limits.
 
-    `matmul_share` is of the rate measured in this process, `mfu` of the data sheet's dense peak, where it is known.
-    A mixer that does not know all of its FLOPs leaves only what the device can do, one that computes in fp32 whatever
-    the precision is (an LSTM) no shares.
+    `matmul_share` is relative to the rate measured in this process, `mfu` to the data sheet's dense peak, if known. If
+    a mixer does not count all of its FLOPs, only the device's limits are returned; if it computes in fp32 whatever the
+    precision is (an LSTM), there are no shares.
     """
     if not step.backbone.counts_all_flops:
         return {**ceiling}
     per_token = TRAIN_PER_FORWARD * step.backbone.flops_per_token(step.seq_len, step.n_scored / step.batch_size)
     tflops = per_token * step.n_tokens / float(metrics["train_step_ms"] or 0) / 1e9
-    elementwise = TRAIN_PER_FORWARD * step.backbone.elementwise_flops_per_token(step.seq_len)  # a scan's: not in tflops
+    elementwise = TRAIN_PER_FORWARD * step.backbone.elementwise_flops_per_token(step.seq_len)  # of scans: not in tflops
     found: Metrics = {"flops_per_token": per_token, "elementwise_flops_per_token": elementwise, "tflops": tflops}
     found |= ceiling
     each = tflops / step.team.size
     if step.backbone.keeps_precision and step.precision != "fp32":
-        return found  # those rates are of another precision than the model's products
+        return found  # the limits are measured in another precision than the model's products
     found["matmul_share"] = each / ceiling["matmul_tflops"]
     return found | ({"mfu": each / ceiling["peak_tflops"]} if "peak_tflops" in ceiling else {})
 
 
 def _timed(step: TrainingStep, watch: Stopwatch, cell: Cell, *, is_slow: bool) -> Metrics:
-    """Full steps, one after the other: the device is not waited for before the last, unless waiting is free."""
+    """Time full steps in sequence, waiting for the device only after the last, unless waiting is free."""
     steps: list[Step] = []
     parts: list[tuple[float, float]] = []
     watch.synchronise()
@@ -117,7 +117,7 @@ def _timed(step: TrainingStep, watch: Stopwatch, cell: Cell, *, is_slow: bool) -
 
 
 def _parts_of_replays(step: TrainingStep, watch: Stopwatch, cell: Cell) -> list[tuple[float, float]]:
-    """As many steps again, each read before the next sets the marks inside the graph anew."""
+    """Time as many steps again, reading each before the next one overwrites the marks inside the graph."""
     parts: list[tuple[float, float]] = []
     started = step.team.clock()
     while not _is_enough(len(parts), started, cell, step.team.clock):
@@ -128,7 +128,7 @@ def _parts_of_replays(step: TrainingStep, watch: Stopwatch, cell: Cell) -> list[
 
 
 def _parts(parts: Parts, watch: Stopwatch) -> tuple[float, float]:
-    """Milliseconds of forward, and of forward and backward together."""
+    """Return the milliseconds of forward, and of forward + backward."""
     return watch.between_ms(parts.start, parts.forward), watch.between_ms(parts.start, parts.backward)
 
 
@@ -137,7 +137,7 @@ def _is_enough(n_done: int, started: float, cell: Cell, clock: Clock) -> bool:
 
 
 class TrainingStep:
-    """One full optimiser step on ready-made batches, with marks after each part."""
+    """Full optimiser step on prepared batches, with marks after each part."""
 
     def __init__(self, cell: Cell, seq_len: int, watch: Stopwatch, device: torch.device, team: Team = SOLO) -> None:
         task: Task = build(cell, "task")
@@ -182,11 +182,11 @@ class TrainingStep:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of a step, of all devices."""
+        """Tokens of a step over all devices."""
         return self.batch_size * self.seq_len
 
     def facts(self) -> Metrics:
-        """What ran, on what."""
+        """Return the settings that ran: model size, batch, step, devices and gate."""
         return {
             "n_params": self.backbone.n_params(),
             "batching": self.batching,
@@ -203,14 +203,14 @@ class TrainingStep:
         }
 
     def memory(self, memory: PeakMemory) -> Metrics:
-        """Bytes at the peak of one step. To be asked last: it gives up the graph.
+        """Measure the peak bytes of one step. Call it last: it releases the graph.
 
-        `peak_mem_bytes` is all that lives then; `activation_bytes` without what lives between steps (parameters,
-        optimiser, batches, a workspace of cuBLAS), so gradients included; `reserved_bytes` what CUDA's allocator has
-        taken from the device.
+        `peak_mem_bytes` counts everything alive at the peak. `activation_bytes` excludes memory that lives between
+        steps (parameters, optimiser, batches, a workspace of cuBLAS) but includes gradients. `reserved_bytes` is the
+        memory that CUDA's allocator has taken from the device.
         """
         self.step.release()
-        self.step.optimizer.zero_grad(set_to_none=True)  # which an eager step has left alive
+        self.step.optimizer.zero_grad(set_to_none=True)  # an eager step leaves gradients alive
         if forget_workspaces(self.step.device):
             self._step_without_graph()
         between_steps = memory.restart([*self.step.tensors(), *self._inputs])
@@ -230,7 +230,7 @@ class TrainingStep:
 
 
 class Parts(NamedTuple):
-    """When the forward pass began and ended, and when the backward pass did; inside the graph, if the step is one."""
+    """Marks at the start and end of the forward pass and the end of the backward pass, inside the graph if any."""
 
     start: Mark
     forward: Mark
@@ -238,7 +238,7 @@ class Parts(NamedTuple):
 
 
 class Step(NamedTuple):
-    """When a step began and ended, the time to launch it included."""
+    """Marks at the start and end of a step, with its launch time included."""
 
     start: Mark
     parts: Parts
