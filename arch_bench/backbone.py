@@ -1,4 +1,4 @@
-"""The one network around every mixer: embedding -> blocks -> norm -> head, in parallel and step by step."""
+"""The network around every mixer: embedding -> blocks -> norm -> head, in parallel and step by step."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from arch_bench.norm import make_norm
 from arch_bench.positions import RELATIVE, Positions, SinusoidalPositions, absolute_positions
 
 TRAIN_PER_FORWARD = 3
-"""FLOPs of a training step over those of its forward pass: every product has two more in the backward pass, one for
-the gradient of each factor. Recomputed activations and the optimiser do not count."""
+"""Ratio of a training step's FLOPs to its forward pass's: each product has two more in the backward pass, one for the
+gradient of each factor. Recomputed activations and the optimiser do not count."""
 
 
 class Backbone(nn.Module):
     """A sequence model over tokens, the same around every mixer: a decoder, or an encoder if a mixer is not causal.
 
     Args:
-        vocab_size: tokens the task speaks.
+        vocab_size: number of tokens in the task's vocabulary.
         d_model: width of the residual stream.
-        n_layers: blocks.
+        n_layers: number of blocks.
         max_len: length of a learned position table; the other positions ignore it.
-        mixer: builds one sequence mixer when called with d_model; with a pattern, such by name.
-        pattern: names of mixers, which the blocks have in turn.
+        mixer: builds one sequence mixer when called with d_model; with a pattern, a mapping from names to such
+            builders.
+        pattern: names of mixers, which the blocks use in turn.
         positions: none | learned | sinusoidal (added to the embedding) | rotary | alibi (inside attention).
         tie_embeddings: the head shares the embedding's matrix.
-        dials: those of `Block`; norm_at=pre ends with one more norm, norm_at=post begins with one, as BERT does, unless
-            sinusoidal positions give the embeddings their size. Dropout is on the embeddings, too.
+        dials: the arguments of `Block`; norm_at=pre adds a final norm, norm_at=post an initial one, as in BERT, unless
+            sinusoidal positions scale the embeddings. Dropout also applies to the embeddings.
 
     Raises:
-        ValueError: the mixer does not fit the width, or cannot apply the positions; a pattern is longer than the model
-            is deep.
-        Unsupported: the kernel asked for cannot run here.
+        ValueError: the mixer does not fit the width, or cannot apply the positions; the pattern is longer than
+            n_layers.
+        Unsupported: the requested kernel cannot run here.
     """
 
     def __init__(
@@ -80,11 +81,11 @@ class Backbone(nn.Module):
             self.head.weight = self.embedding.weight
 
     def _damp(self) -> None:
-        """Divide what blocks add to the residual stream by the square root of the number of sums (GPT-2's rule).
+        """Divide the blocks' additions to the residual stream by the square root of the number of sums (GPT-2's rule).
 
-        mamba_ssm and Samba's code do so in every layer, MLPs and attention included, and start biases at zero. Neither
-        has a rule for a post-norm, behind which sums do not grow with depth. Jamba's training code is not public: it
-        follows Mamba.
+        mamba_ssm and Samba's code do so in every layer, MLPs and attention included, and initialise biases to zero.
+        Neither has a rule for a post-norm, after which sums do not grow with depth. Jamba's training code is not
+        public; here it follows Mamba.
         """
         factor = sum(block.n_sums for block in self._stack) ** -0.5
         for block in self._stack:
@@ -96,17 +97,17 @@ class Backbone(nn.Module):
 
     @property
     def _decoder(self) -> list[Block]:
-        """Those that a token passes when it is decoded."""
+        """The blocks that a token passes through when it is decoded."""
         return self._stack
 
     @property
     def mixer(self) -> Mixer:
-        """That of the first block."""
+        """The mixer of the first block."""
         return self._stack[0].mixer
 
     @property
     def card(self) -> Card | None:
-        """What the table of backbones says of it."""
+        """The entry in the table of backbones."""
         return self.mixer.card
 
     @property
@@ -116,64 +117,66 @@ class Backbone(nn.Module):
 
     @property
     def step_kernel(self) -> str:
-        """The same for `step`."""
+        """The implementations that run in `step`, as the mixers report them."""
         return "+".join(dict.fromkeys(block.mixer.step_kernel for block in self._stack))
 
     @property
     def is_causal(self) -> bool:
-        """Whether no position sees a later one, as a decoder needs it."""
+        """True if no position sees a later one, as a decoder requires."""
         return all(block.mixer.is_causal for block in self._stack)
 
     def stepping(self) -> list[nn.Parameter]:
-        """The weights that a decoded token meets after its embedding; of the tables before it reads a row."""
+        """Return the weights used to decode a token after its embedding; of the embedding tables a step reads one row
+        only."""
         return [*nn.ModuleList([self.embedding_norm, *self.blocks, self.norm, self.head]).parameters()]
 
     @property
     def keeps_precision(self) -> bool:
-        """Whether a mixer computes in its weights' precision, also under autocast."""
+        """True if a mixer computes in its weights' precision even under autocast."""
         return any(block.mixer.keeps_precision for block in self._stack)
 
     @property
     def reads_whole_state(self) -> bool:
-        """Whether each step reads all of its state."""
+        """True if each step reads all of its state."""
         return all(block.mixer.reads_whole_state for block in self._stack)
 
     @property
     def counts_all_flops(self) -> bool:
-        """Whether `flops_per_token` holds all of them."""
+        """True if `flops_per_token` counts all of them."""
         return all(block.mixer.counts_all_flops for block in self._stack)
 
     @property
     def picks_by_score(self) -> bool:
-        """Whether a mixer picks what to see by comparing scores."""
+        """True if a mixer selects the visible positions by comparing scores."""
         return any(block.mixer.picks_by_score for block in self._stack)
 
     @property
     def has_reference(self) -> bool:
-        """Whether every mixer can be compared with a readable version of itself."""
+        """True if every mixer has a readable reference version to compare with."""
         return all("reference" in block.mixer.kernels for block in self._stack)
 
     def n_source(self, seq_len: int) -> int:
-        """Leading positions, of `seq_len`, that must be given whole and have no output: those of an encoder's source.
+        """Return the number of leading positions, of `seq_len`, that form an encoder's source: given whole, without
+        output.
 
-        The first token that is decoded follows them, and `forward` gives zeros there.
+        Decoding starts after them, and `forward` returns zeros there.
         """
         return 0
 
     def n_params(self) -> int:
-        """Trained numbers; a tied matrix counts once."""
+        """Return the number of trained parameters; a tied matrix counts once."""
         return sum(p.numel() for p in self.parameters())
 
     def state_bytes(self, max_len: int) -> int:
-        """Bytes that decoding one sequence of up to `max_len` tokens carries, counted from the tensors."""
+        """Return the bytes of state for decoding one sequence of up to `max_len` tokens, counted from the tensors."""
         return count_bytes(self.init_state(1, max_len))
 
     def flops_per_token(self, seq_len: int, n_scored: float) -> float:
-        """Floating-point operations of the forward pass per token, averaged over a sequence of `seq_len` tokens.
+        """Return the forward pass's floating-point operations per token, averaged over a sequence of `seq_len` tokens.
 
-        Counted are blocks as in `Mixer.flops_per_token`, and the head at the `n_scored` positions of a sequence, or
-        their mean over sequences. Look-ups (embedding, positions), norms and activations are free.
-        Training takes TRAIN_PER_FORWARD times as many.
+        The count includes blocks as in `Mixer.flops_per_token`, and the head at the `n_scored` positions of a sequence,
+        or their mean over sequences. Look-ups (embedding, positions), norms and activations are free. Training takes
+        TRAIN_PER_FORWARD times as many.
         """
         return self._block_flops(seq_len) + count_flops(self.head.weight) * n_scored / seq_len
 
@@ -181,18 +184,18 @@ class Backbone(nn.Module):
         return sum(block.flops_per_token(seq_len) for block in self._stack)
 
     def elementwise_flops_per_token(self, seq_len: int) -> float:
-        """Those of the mixers that are no matrix products, apart from the rest."""
+        """Return the mixers' operations outside matrix products, counted separately from `flops_per_token`."""
         return sum(block.mixer.elementwise_flops_per_token(seq_len) for block in self._stack)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, seq_len) token ids -> (batch, seq_len, d_model), ready for `head`."""
+        """Map (batch, seq_len) token ids to (batch, seq_len, d_model), ready for `head`."""
         x = self._embed(tokens)
         for block in self._stack:
             x = block(x)
         return self.norm(x)
 
     def _embed(self, tokens: Tensor, position: Tensor | None = None) -> Tensor:
-        """position: where the one token of each sequence stands; None for sequences from their start."""
+        """Embed tokens. position: that of the single token of each sequence; None for sequences from their start."""
         x = self.embedding(tokens)
         if isinstance(self.positions, SinusoidalPositions):
             # Vaswani et al. 2017, section 3.4; tables start at d_model^-1/2, so that words have the waves' size
@@ -204,14 +207,15 @@ class Backbone(nn.Module):
         return self.dropout(self.embedding_norm(x))
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """(position, one state per block) for sequences of up to `max_len` tokens."""
+        """Return (position, one state per block) for sequences of up to `max_len` tokens."""
         if self.positions is not None:
             self.positions.check(max_len)
         states = [block.init_state(batch_size, max_len, position) for block in self._stack]
         return torch.tensor(position, device=self.embedding.weight.device), *states
 
     def prefill(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """A prompt (batch, seq_len) into an empty state -> logits of the last position (batch, vocab_size), state."""
+        """Read a prompt (batch, seq_len) into an empty state; return logits of the last position (batch, vocab_size),
+        state."""
         position, *states = state
         x = self._embed(tokens)
         for i, block in enumerate(self._decoder):
@@ -219,7 +223,7 @@ class Backbone(nn.Module):
         return self.head(self.norm(x[:, -1])), (position + tokens.shape[1], *states)
 
     def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
-        """One token (batch,) -> logits (batch, vocab_size), state."""
+        """Map one token (batch,) to logits (batch, vocab_size), state."""
         position, *states = state
         x = self._embed(token, position)
         for i, block in enumerate(self._decoder):

@@ -1,4 +1,4 @@
-"""The block around every mixer: norms, short convolution and MLP, each a dial that is the same for all of them."""
+"""The block around every mixer: norms, short convolution and MLP, each a setting shared by all mixers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ChannelMixer = Literal["gelu", "swiglu", "none"]
 class ShortConvolution(nn.Module):
     """A depthwise causal convolution over the last `width` positions, added to its input (zoology's Based, H3).
 
-    It lets a block see the previous tokens, which recall needs; a dial, so that no family has it quietly.
+    It lets a block see the previous tokens, which recall needs. It is a setting, so that no family has it silently.
     """
 
     def __init__(self, d_model: int, width: int) -> None:
@@ -67,12 +67,12 @@ class SwiGLU(nn.Module):
 
 
 RESIDUAL_WEIGHTS = frozenset({"mixer.out.weight", "mixer.out_proj.weight", "mlp.down.weight"})
-"""The last linear map of each half, by the names that all mixers give it."""
+"""The last linear map of each half, by the names that all mixers use."""
 CHANNEL_MIXERS = {"gelu": GELU, "swiglu": SwiGLU}
 
 
 class BlockDials(TypedDict):
-    """What every block of a backbone takes, as `Block` explains it."""
+    """Settings of every block of a backbone, documented in `Block`."""
 
     norm: Norm
     norm_at: NormAt
@@ -126,23 +126,24 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, *given: Tensor) -> Tensor:
-        """given: what the mixer takes besides, as cross attention its source."""
+        """Apply the block. given: additional inputs of the mixer, such as the source of cross attention."""
         h = self._enter(x)
         return self._finish(x, self.mixer(self.conv(h) if self.conv else h, *given))
 
     def flops_per_token(self, seq_len: int) -> float:
-        """As `Mixer.flops_per_token`; outside the mixer, all that is no vector is multiplied with each token."""
+        """Return the FLOPs as `Mixer.flops_per_token`; outside the mixer, each parameter except vectors multiplies each
+        token."""
         extras = [p for part in (self.conv, self.mlp) if part for p in part.parameters() if p.dim() > 1]
         return self.mixer.flops_per_token(seq_len) + count_flops(*extras)
 
     @property
     def n_sums(self) -> int:
-        """How often it adds to the residual stream."""
+        """Number of additions to the residual stream."""
         return 1 if self.mlp is None else 2
 
     @torch.no_grad()
     def damp(self, factor: float) -> None:
-        """Multiply the weights whose products it adds to the residual stream, and start an MLP's biases at zero."""
+        """Multiply the weights whose products are added to the residual stream, and set an MLP's biases to zero."""
         for name, weight in self.named_parameters():
             if name in RESIDUAL_WEIGHTS:
                 weight.mul_(factor)
@@ -163,7 +164,7 @@ class Block(nn.Module):
         return x if self.is_pre else norm(x)
 
     def init_state(self, batch_size: int, max_len: int, position: int) -> State:
-        """(the mixer's, the convolution's)."""
+        """Return (the mixer's state, the convolution's state)."""
         conv = self.conv.init_state(batch_size) if self.conv else ()
         return self.mixer.init_state(batch_size, max_len, position), conv
 

@@ -22,7 +22,7 @@ from arch_bench.results import Row, load
 
 HEADINGS = "backbone", "what it is", "family", "state", "training", "decoding", "steps/s", "kernels", "source"
 MEASURED = CONF.parent / "results" / "published" / "every_backbone_early"
-"""Rows that hold the rate of the steps of every backbone."""
+"""Rows with the step rate of every backbone."""
 HYBRID = Card("hybrid", *["as its mixers"] * 4)
 BLANK = Card(*[""] * 5)
 SAID = {"The model must": "the model must", "Scored": "scored", "Guessing scores": "guessing scores"}
@@ -38,7 +38,7 @@ def table() -> str:
 
 @cache
 def task_table() -> str:
-    """Return the tasks as Markdown, a row for each file; cells are empty where its comment says nothing."""
+    """Return the tasks as Markdown, a row for each file; cells are empty for labels missing in its comment."""
     rows = [[name, *_told(CONF / "task" / f"{name}.yaml")] for name in options(CONF, "task")]
     return _markdown(("task", *SAID.values(), "source"), rows)
 
@@ -58,7 +58,7 @@ def _markdown(headings: tuple[str, ...], rows: list[list[str]]) -> str:
 
 
 def _told(path: Path) -> list[str]:
-    """Return what a task's comment says under each label, and the source named in its first sentences."""
+    """Return the text under each label of a task's comment, and the source named in its first sentences."""
     lines = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
     comment = " ".join(line.removeprefix("#").strip() for line in lines)
     about, *labelled = re.split(rf"({'|'.join(SAID)}): ", comment)
@@ -82,14 +82,14 @@ def _rows() -> list[Row]:
 
 
 def _rate(name: str) -> str:
-    """Return the steps a second; a dash for what has not been measured."""
+    """Return the steps per second; a dash if unmeasured."""
     mine = (row for row in _rows() if row.backbone == name and row.kind == "speed" and row.seq_len == row.train_seq_len)
     rates = (1000 / float(row.metrics["train_step_ms"] or 0) for row in mine)
     return next((f"{rate:,.0f}" for rate in rates), "\N{EN DASH}")
 
 
 def _known(cell: Cell) -> tuple[Card, list[str]]:
-    """The card and the kernels; of a class that knows them before it is built, whose library need not be installed."""
+    """Return the card and the kernels; a class that has them before it is built needs no installed library."""
     unbuilt: type[Mixer] = get_class(cell.backbone["mixer"]["_target_"])
     if hasattr(unbuilt, "kernels"):
         return unbuilt.card or BLANK, [*unbuilt.kernels]

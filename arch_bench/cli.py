@@ -23,31 +23,31 @@ from arch_bench.sweep.sweep import SWEEP
 
 @hydra.main(config_path=str(CONF), config_name="config", **HYDRA)
 def compose(cfg: DictConfig) -> None:
-    """One cell of a sweep, or the only one."""
+    """Add one cell of a sweep, or the only one."""
     SWEEP.add(cfg)
 
 
 class _Interrupted(SystemExit):
-    """A signal asked to end."""
+    """Raised when a signal requests the end."""
 
 
 def _interrupt(signum: int, _: object) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_DFL)  # a second one ends at once
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that closes sends several, and means the same
+        signal.signal(each, signal.SIG_DFL)  # a second signal ends the process at once
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closing terminal sends several SIGHUPs for one event
     if isolate := sys.modules.get("arch_bench.runtime.workers"):
-        isolate.interrupt()  # now: what the same signal ends in other threads' processes is no crash
+        isolate.interrupt()  # now: processes of other threads ended by the same signal have not crashed
     raise _Interrupted(128 + signum)
 
 
 def main() -> None:
     """Compose all cells, then run them.
 
-    Exit codes: 0 done, 1 a cell crashed or ran out of time, or the disk is full (or a bug, with its traceback), 2 the
-    user's mistake (one line), 129 the terminal closed, 130 Ctrl-C, 143 SIGTERM.
+    Exit codes: 0 done, 1 a cell crashed or ran out of time, or the disk is full (or a bug, with its traceback), 2 a
+    user error (one line), 129 the terminal closed, 130 Ctrl-C, 143 SIGTERM.
     """
     for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup and a shell's `&` have it
+        if signal.getsignal(signum) != signal.SIG_IGN:  # nohup and a shell's `&` set it to SIG_IGN
             signal.signal(signum, _interrupt)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting
     with leavable() as streams:

@@ -1,4 +1,4 @@
-"""The network of two halves: an encoder reads the source whole, a causal decoder asks it while it goes on."""
+"""The encoder-decoder network: an encoder reads the whole source, which a causal decoder attends to at each step."""
 
 from __future__ import annotations
 
@@ -17,52 +17,54 @@ from arch_bench.positions import Positions
 
 
 class CrossMixer(Protocol):
-    """What a `Mixer` that asks a source has besides: `forward(x, source)`, and a state that is the source as read."""
+    """Additional interface of a `Mixer` that attends to a source: `forward(x, source)`; its state is the encoded
+    source."""
 
     def read(self, source: Tensor) -> tuple[Tensor, ...]:
-        """(batch, n_source, d_model) -> the tensors of the state, each (batch, n_heads, n_source, width)."""
+        """Map (batch, n_source, d_model) to the state's tensors, each (batch, n_heads, n_source, width)."""
 
     def flops_per_source_token(self) -> float:
-        """Those of `read`; `flops_per_token(n_source)` are those of one token that asks."""
+        """Return the FLOPs of `read`; `flops_per_token(n_source)` counts those of one token that attends."""
 
     def reading(self) -> list[nn.Parameter]:
-        """The weights of `read`, which no token that asks meets."""
+        """Return the weights of `read`, which decoded tokens do not use."""
 
 
 class LayerMixers(Protocol):
-    """The mixers of a layer of both halves."""
+    """Builder of the mixers of one layer in both halves."""
 
     def encoder(self, *, d_model: int) -> Mixer: ...
 
     def decoder(self, *, d_model: int) -> Mixer: ...
 
     def cross(self, *, d_model: int) -> Mixer:
-        """That is a `CrossMixer`, too."""
+        """Build a mixer that is also a `CrossMixer`."""
 
 
 class EncoderDecoder(Backbone):
     """The Transformer of Vaswani et al. 2017, figure 1: n_layers of the encoder beside n_layers of the decoder.
 
         source:  x = block(x), later positions visible too
-        target:  x = block(x) without an MLP, causally; then x = block(x, source), which asks the encoder's last x
+        target:  x = block(x) without an MLP, causally; then x = block(x, source), which attends to the encoder's last x
 
-    A layer of the decoder is thus two of our blocks, whose three residual sums and norms are those of the paper. Both
-    halves count positions from 0 and share one embedding. Not of the paper, but as in all our blocks: GELU, and linear
-    maps of attention without biases.
+    A decoder layer is thus two of our blocks, whose three residual sums and norms are those of the paper. Both halves
+    count positions from 0 and share one embedding. Unlike the paper, but as in all our blocks: GELU, and linear maps of
+    attention without biases.
 
-    Words start with a standard deviation of 1 beside the waves, as in the paper. Within 400 steps of 64 examples at
-    1e-3 (d_model=64, 32 tokens) it solves copying and reversal with either norm_at. Recall is harder for it, as the
-    encoder has to bring each key to its value before the decoder can ask: MQAR with 4 pairs and d_conv=4 takes 700
-    steps with norm_at=pre; with norm_at=post 3,000 at a constant rate did not leave guessing among the values.
+    Word embeddings start with a standard deviation of 1 beside the waves, as in the paper. Within 400 steps of 64
+    examples at 1e-3 (d_model=64, 32 tokens) the model solves copying and reversal with either norm_at. Recall is
+    harder, because the encoder has to bring each key to its value before the decoder can attend to it: MQAR with 4
+    pairs and d_conv=4 takes 700 steps with norm_at=pre; with norm_at=post, 3,000 steps at a constant rate did not get
+    beyond guessing among the values.
 
     State: keys and values of all positions, those of the source for cross attention, those of the target for
-    self-attention: as many numbers as a decoder of the same depth carries.
+    self-attention: as many numbers as for a decoder of the same depth.
 
     Args:
         mixer: builds the three mixers of a layer.
-        n_source: how many leading positions are the source, from the length of a sequence. At lengths too short for an
-            example of the task each half still gets a position, the source first.
-        others: as in `Backbone`, pattern being null; d_conv is in front of self-attention only.
+        n_source: maps a sequence length to its number of leading source positions. At lengths too short for an example
+            of the task, each half still gets a position, the source first.
+        others: as in `Backbone`, with pattern null; d_conv applies to self-attention only.
 
     Raises as `Backbone`.
     """
@@ -89,7 +91,7 @@ class EncoderDecoder(Backbone):
             vocab_size=vocab_size,
             d_model=d_model,
             n_layers=n_layers,
-            max_len=max(n, max_len - n),  # of each half, or training would not reach the last rows of a table
+            max_len=max(n, max_len - n),  # of each half; else training would not reach a table's last rows
             mixer=mixer.encoder,
             pattern=pattern,
             positions=positions,
@@ -109,7 +111,7 @@ class EncoderDecoder(Backbone):
 
     @property
     def _decoder(self) -> list[Block]:
-        """Self-attention and cross attention in turn."""
+        """The self-attention and cross attention blocks in turn."""
         return self._stack[self._n_layers :]
 
     def stepping(self) -> list[nn.Parameter]:
@@ -119,7 +121,7 @@ class EncoderDecoder(Backbone):
 
     @property
     def _layers(self) -> list[tuple[Block, Block]]:
-        """The two of each layer of the decoder."""
+        """The pair of blocks in each layer of the decoder."""
         return [*zip(self._decoder[0::2], self._decoder[1::2], strict=True)]
 
     def n_source(self, seq_len: int) -> int:
@@ -135,7 +137,7 @@ class EncoderDecoder(Backbone):
         return total / seq_len
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, seq_len) token ids -> (batch, seq_len, d_model), zeros at the source, which is never scored."""
+        """Map (batch, seq_len) token ids to (batch, seq_len, d_model), zeros at the source, which is never scored."""
         n_source = self.n_source(tokens.shape[1])
         source = self._encode(tokens[:, :n_source])
         if n_source == tokens.shape[1]:
@@ -152,7 +154,7 @@ class EncoderDecoder(Backbone):
         return self.source_norm(x)
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """(position, one state per block of the decoder); `max_len` decides how many tokens the source has.
+        """Return (position, one state per block of the decoder); `max_len` determines the length of the source.
 
         Raises ValueError for a position inside the source.
         """
@@ -169,7 +171,7 @@ class EncoderDecoder(Backbone):
         return torch.tensor(position, device=self.embedding.weight.device), *states
 
     def prefill(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """As in `Backbone`. Raises ValueError for a prompt that does not hold the source."""
+        """Read a prompt as in `Backbone`. Raises ValueError for a prompt shorter than the source."""
         position, *states = state
         n_source = _source_len(state)
         if tokens.shape[1] < n_source:
@@ -184,7 +186,7 @@ class EncoderDecoder(Backbone):
         return super().prefill(tokens[:, n_source:], read)
 
     def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
-        """As in `Backbone`, after a prompt."""
+        """Decode a token as in `Backbone`, after a prompt."""
         position, *states = state
         n_source = _source_len(state)
         logits, (position, *states) = super().step(token, (position - n_source, *states))
@@ -192,7 +194,7 @@ class EncoderDecoder(Backbone):
 
 
 def _at_most(n_source: int, seq_len: int) -> int:
-    """So that each half has a token, the source first."""
+    """Clamp the source's length so that each half has a token, the source first."""
     return max(1, min(n_source, seq_len - 1))
 
 
@@ -201,7 +203,7 @@ def _reader(block: Block) -> CrossMixer:
 
 
 def _source_len(state: State) -> int:
-    """What the keys of the first layer's cross attention were made for."""
+    """Return the source's length, read from the keys of the first layer's cross attention."""
     _, _, ((keys, *_), _), *_ = state
     n_source: int = keys.shape[2]
     return n_source

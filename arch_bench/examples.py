@@ -1,4 +1,4 @@
-"""The command `arch-bench-task`: a few examples of a task, as a model meets them and as they are scored."""
+"""The command `arch-bench-task`: show a few examples of a task, as model inputs and as scored."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ Tasks: {tasks}
 LABELS = ("position", "token", "target")
 CPU = torch.device("cpu")
 MOST = 100_000
-"""Examples that are drawn, and shown, at once."""
+"""Maximum examples drawn, and shown, at once."""
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 a bug (with its traceback) or a full disk, 2 the user's mistake (one line)."""
+    """Run the command. Exit codes: 0 done, 1 a bug (with traceback) or a full disk, 2 a user error (one line)."""
     with leavable() as streams:
         _main(sys.argv[1:])
     if streams.full:
@@ -70,7 +70,8 @@ def _room(n: int, cell: Cell) -> Iterator[None]:
 
 
 def _parse(arguments: Sequence[str]) -> tuple[int, Cell]:
-    """How many examples, and the cell that the rest describes. Raises ConfigError and what composing raises."""
+    """Return the number of examples, and the cell described by the overrides. Raises ConfigError and composing's
+    errors."""
     name, *others = arguments
     if wrong := [name] * ("=" in name) + [each for each in others if "=" not in each]:
         raise ConfigError(f"{wrong[0]}: a task comes first, then KEY=VALUE, as in: mqar n=3 seq_len=32")
@@ -83,7 +84,7 @@ def _parse(arguments: Sequence[str]) -> tuple[int, Cell]:
 
 
 def print_examples(name: str, task: Task, n: int, seed: int, console: Console) -> None:
-    """`n` examples, the first of the training split."""
+    """Print `n` examples, the first of the training split."""
     inputs, targets = task.sample(n, stream(seed, "train", 0, CPU), CPU)
     guesses = ", ".join(f"{guess} {score:.3g}" for guess, score in task.baselines().items())
     console.print(f"{name}: {task.seq_len:,} positions, at most {task.max_scored:,} scored, {task.vocab_size:,} tokens")
@@ -95,7 +96,7 @@ def print_examples(name: str, task: Task, n: int, seed: int, console: Console) -
 
 
 def _columns(task: Task, tokens: list[int], targets: list[float]) -> list[tuple[Text, Text, Text]]:
-    """Position, token and target; what is scored stands out."""
+    """Return position, token and target; scored entries are highlighted."""
     columns = []
     for position, (token, target) in enumerate(zip(tokens, targets, strict=True)):
         is_scored = target != IGNORE
@@ -110,7 +111,7 @@ def _answer(task: Task, target: float) -> str:
 
 
 def _folded(columns: list[tuple[Text, Text, Text]], width: int) -> Iterator[Table]:
-    """As many columns side by side as there is room for."""
+    """Yield tables with as many columns as fit the width."""
     room = width - max(map(len, LABELS))
     line: list[tuple[Text, Text, Text]] = []
     used = 0

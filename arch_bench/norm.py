@@ -28,13 +28,13 @@ class HeadNorm(nn.Module):
         super().__init__()
         self.eps = eps
         self.shape = n_heads, d_head
-        self.weight = nn.Parameter(torch.ones(n_heads * d_head))  # a vector, as no matrix of norms is to decay
+        self.weight = nn.Parameter(torch.ones(n_heads * d_head))  # a vector, because matrices decay and norms must not
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., H, K)."""
+        """Normalise x: (..., H, K)."""
         return F.layer_norm(x, self.shape[1:], eps=self.eps) * self.weight.view(self.shape)
 
 
 def make_norm(kind: Norm, width: int) -> nn.Module:
-    """LayerNorm (Ba et al. 2016), or RMSNorm, which neither centres nor shifts."""
+    """Build a LayerNorm (Ba et al. 2016), or an RMSNorm, which neither centres nor shifts."""
     return nn.LayerNorm(width) if kind == "layer" else RMSNorm(width)

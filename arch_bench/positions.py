@@ -1,4 +1,4 @@
-"""How a backbone knows where a token stands: added to the embedding, or applied inside attention."""
+"""Position encodings of a backbone: added to the embedding, or applied inside attention."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from arch_bench.ops.kernel import Unsupported
 
 Positions = Literal["none", "learned", "sinusoidal", "rotary", "alibi"]
 RELATIVE = frozenset({"rotary", "alibi"})
-"""Kinds that a mixer applies itself."""
+"""Kinds that the mixer itself applies."""
 
 
 class LearnedPositions(nn.Module):
-    """One trained vector per position up to `max_len`; beyond its table it is undefined."""
+    """A table with one trained vector per position up to `max_len`; undefined beyond."""
 
     def __init__(self, max_len: int, d_model: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class LearnedPositions(nn.Module):
         self.table._no_weight_decay = True  # type: ignore[attr-defined]
 
     def check(self, max_len: int) -> None:
-        """Raises Unsupported when the sequence is longer than the table."""
+        """Raise Unsupported when the sequence is longer than the table."""
         if max_len > len(self.table):
             raise Unsupported(f"positions=learned: trained for {len(self.table)} positions, asked for {max_len}")
 
@@ -35,7 +35,7 @@ class LearnedPositions(nn.Module):
 
 
 class SinusoidalPositions(nn.Module):
-    """Vaswani et al. 2017, section 3.5: sines and cosines in geometric progression, defined at every length."""
+    """Sines and cosines in geometric progression, defined at every length (Vaswani et al. 2017, section 3.5)."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -44,14 +44,14 @@ class SinusoidalPositions(nn.Module):
         self.d_model = d_model
 
     def check(self, max_len: int) -> None:
-        """Every length is defined."""
+        """Accept every length."""
 
     def forward(self, positions: Tensor) -> Tensor:
         return torch.cat(waves(positions, self.d_model), dim=-1)
 
 
 def absolute_positions(kind: Positions, max_len: int, d_model: int) -> LearnedPositions | SinusoidalPositions | None:
-    """The module added to the embedding, or None for kinds that are not. Maps (n,) positions to (n, d_model)."""
+    """Build the module added to the embedding, or None for other kinds. It maps (n,) positions to (n, d_model)."""
     match kind:
         case "learned":
             return LearnedPositions(max_len, d_model)
@@ -61,34 +61,34 @@ def absolute_positions(kind: Positions, max_len: int, d_model: int) -> LearnedPo
 
 
 def rotate(x: Tensor, waves: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary positions (Su et al. 2021, equation 34), all dimensions rotated, halves paired.
+    """Apply rotary positions (Su et al. 2021, equation 34), all dimensions rotated, halves paired.
 
-    x: (batch, n_heads, seq_len, d_head); waves: those of its positions and of d_head.
+    x: (batch, n_heads, seq_len, d_head); waves: the waves of its positions, for d_head.
     """
     sin, cos = waves
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-@torch.compiler.assume_constant_result  # compiled code would else compute them anew for every head of every sequence
+@torch.compiler.assume_constant_result  # else compiled code would recompute them for every head of every sequence
 def first_waves(n: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The waves of positions 0 ... n-1."""
+    """Return the waves of positions 0 ... n-1."""
     return _kept_waves(n, width, device)
 
 
 @cache
-@torch.inference_mode(False)  # the first to ask may be a test, the next one trains
+@torch.inference_mode(False)  # the first caller may be a test, the next a training
 def _kept_waves(n: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return waves(torch.arange(n, device=device), width)
 
 
 def waves(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """(sin, cos) of shape (n, width / 2). Angles in fp32: bf16 cannot tell 1,000 from 1,001."""
+    """Return (sin, cos) of shape (n, width / 2). Angles are fp32: bf16 cannot distinguish 1,000 from 1,001."""
     exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
     angles = positions.float()[:, None] * 10_000.0**-exponents
     return angles.sin(), angles.cos()
 
 
 def alibi_slopes(n_heads: int) -> Tensor:
-    """The geometric slopes of ALiBi (Press et al. 2022, section 3), 2^(-8h/H) for head h = 1 ... H."""
+    """Return the geometric slopes of ALiBi (Press et al. 2022, section 3), 2^(-8h/H) for head h = 1 ... H."""
     return 2.0 ** (-8.0 / n_heads * torch.arange(1, n_heads + 1))

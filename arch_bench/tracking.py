@@ -1,6 +1,6 @@
-"""Weights & Biases as a mirror of a cell: curves while it trains, its rows afterwards. Never read back.
+"""Weights & Biases as a mirror of a cell: curves during training, its rows afterwards. Never read back.
 
-Rows are on disk before they come here, so whatever fails here costs a line of warning and nothing else.
+Rows are on disk before they are mirrored, so a failure here costs only a warning line.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 INIT_TIMEOUT_S = 20.0
 LONGEST, LONGEST_TAG = 128, 64
-"""Characters of a name, and of a tag: W&B refuses a run whose are longer."""
+"""Maximum characters of a name, and of a tag: W&B refuses a run that exceeds them."""
 _IDENTITY = ("kind", "seq_len", "train_seq_len", "backbone", "task", "seed", "kernel", "precision", "status", "reason")
 
 
 class Tracker:
-    """Tracks nothing; what `logger=none` gives."""
+    """A tracker that does nothing, for `logger=none`."""
 
     @property
     def lightning(self) -> WandbLogger | None:
@@ -46,7 +46,7 @@ class Tracker:
 
 
 class WandbTracker(Tracker):
-    """One W&B run for one cell."""
+    """A tracker that mirrors one cell to one W&B run."""
 
     def __init__(self, run: Any) -> None:
         self._run = run
@@ -55,7 +55,7 @@ class WandbTracker(Tracker):
             for curves in ("train/*", "val/*"):
                 run.define_metric(curves, step_metric="trainer/global_step", step_sync=True)
             run.define_metric("seq_len", summary="none")
-            run.define_metric("bench/*", step_metric="seq_len", summary="none")  # it would be of the last length
+            run.define_metric("bench/*", step_metric="seq_len", summary="none")  # else of the last length
 
     @property
     def lightning(self) -> WandbLogger:
@@ -73,9 +73,9 @@ class WandbTracker(Tracker):
         return ForgivingLogger(experiment=self._run)
 
     def log_rows(self, rows: Sequence[Row]) -> None:
-        """As points of `bench/<kind>/<metric>` against `seq_len`, as one table, and as the run's summary.
+        """Log rows as points of `bench/<kind>/<metric>` against `seq_len`, as one table, and as the run's summary.
 
-        Kernels side by side have their names in between: `bench/kernels/<kernel>/<metric>`.
+        Kernels compared side by side have their names in the middle: `bench/kernels/<kernel>/<metric>`.
         """
         import wandb
 
@@ -87,10 +87,10 @@ class WandbTracker(Tracker):
 
 
 def _summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """What W&B's table of runs shows: how the cell ended, its kernels, and every figure.
+    """Return the entries of W&B's table of runs: the cell's status, its kernels, and every figure.
 
-    Those at another length than that of training have it in between: `bench/quality/<seq_len>/<metric>`. The last
-    known size of the model and of its state stand alone, too (rows come in order of length).
+    Figures at a length other than the training length include it: `bench/quality/<seq_len>/<metric>`. The last known
+    sizes of the model and of its state also appear without a prefix (rows come in order of length).
     """
     known = {name: row.metrics[name] for row in rows for name in ("n_params", "state_bytes") if name in row.metrics}
     words = {
@@ -118,14 +118,14 @@ def _figures(row: Row, place: str) -> dict[str, Any]:
 
 
 def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
-    """(columns, data): one line per row, a column for every metric that any of them has."""
+    """Return (columns, data): one line per row, and a column for each metric in any row."""
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     data = [[getattr(row, name) for name in _IDENTITY] + [row.metrics.get(name) for name in metrics] for row in rows]
     return [*_IDENTITY, *metrics], data
 
 
 def modules(cell: Cell) -> list[str]:
-    """What tracking the cell will import: slow enough to be worth importing once for all processes."""
+    """Return the modules that tracking the cell imports: slow enough to preload once for all processes."""
     return ["wandb", "wandb.sdk.launch"] if _is_wanted(cell) else []
 
 
@@ -135,9 +135,9 @@ def _is_wanted(cell: Cell) -> bool:
 
 @contextmanager
 def track(cell: Cell, *, trains: bool = False) -> Iterator[Tracker]:
-    """The cell's tracker; its W&B run is finished on leaving, whatever happened, so that no other cell meets it.
+    """Yield the cell's tracker; its W&B run is always finished on exit, so that no other cell reuses it.
 
-    trains: whether there is a training, which goes on in the run of the attempt that was interrupted.
+    trains: True if the cell trains; a training continues the run of its interrupted attempt.
     """
     run = _begin(cell, trains=trains) if _is_wanted(cell) else None
     if run is None:
@@ -160,10 +160,10 @@ def _begin(cell: Cell, *, trains: bool) -> Any:
 
 @contextmanager
 def _forgiving(what: str) -> Iterator[None]:
-    """A failure of W&B becomes one line on stderr.
+    """Turn a failure of W&B into one line on stderr.
 
-    Whatever it raises: its own errors, pydantic's for a setting in the environment, a socket's when its service died.
-    No exception of a mirror is worth a training.
+    Every exception counts: W&B's own errors, pydantic's for a setting in the environment, a socket's if its service
+    died. No failure of a mirror should end a training.
     """
     try:
         yield
@@ -175,12 +175,12 @@ def _forgiving(what: str) -> Iterator[None]:
 
 @cache
 def _tell(line: str) -> None:
-    """Once: a service that died fails at every point of a curve."""
+    """Print a line once: a service that died fails at every point of a curve."""
     print(line, file=sys.stderr)
 
 
 def _start(cell: Cell, run_id: str) -> Any:
-    """A W&B run, online if possible, else offline; None if there can be neither."""
+    """Start a W&B run, online if possible, else offline; return None if both fail."""
     folder = folder_of(cell)
     folder.mkdir(parents=True, exist_ok=True)
     tags = _tags(cell)
@@ -208,31 +208,31 @@ def _start(cell: Cell, run_id: str) -> Any:
                         silent=True,
                         init_timeout=INIT_TIMEOUT_S,
                         x_transaction_log_flush_interval=1.0,
-                        sagemaker_disable=True,  # it would rename the run
+                        sagemaker_disable=True,  # SageMaker support would rename the run
                     ),
                 )
     return None
 
 
 _SAID = ("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_TAGS", "WANDB_MODE", "WANDB_DIR")
-"""Variables that are honoured, and what `init` is told comes from: one that W&B refuses would cost the mirror."""
+"""Variables hidden from W&B and honoured through `init`'s arguments: one that W&B refuses would cost the mirror."""
 
 
 def folder_of(cell: Cell) -> Path:
-    """Return the folder in which W&B makes its own: WANDB_DIR, or that of the rows."""
+    """Return the folder in which W&B creates its own: WANDB_DIR, or the results folder."""
     return Path(os.environ.get("WANDB_DIR") or cell.results_dir).resolve()
 
 
 def _tags(cell: Cell) -> list[str]:
-    """Return the backbone, the task and what WANDB_TAGS lists, cut to the length that W&B allows."""
+    """Return the backbone, the task and the tags in WANDB_TAGS, cut to the length that W&B allows."""
     tags = [cell.backbone_name, cell.task_name, *os.environ.get("WANDB_TAGS", "").split(",")]
     return list(dict.fromkeys(tag.strip()[:LONGEST_TAG] for tag in tags if tag.strip()))
 
 
 def _run_id(cell: Cell, *, trains: bool) -> str:
-    """Return the name of the cell's run: that of the training that it goes on with, or else a new one.
+    """Return the ID of the cell's run: that of the training it resumes, or else a new one.
 
-    It is kept beside the checkpoint, and as long. A cell that is measured again is another run.
+    It is kept beside the checkpoint, for as long as that. A repeated measurement of a cell is a new run.
     """
     config = cell.model_dump()
     path = results.run_id_path(cell.results_dir, config)
@@ -246,7 +246,7 @@ def _run_id(cell: Cell, *, trains: bool) -> str:
 
 
 def kept_offline(cells: Iterable[Cell], since: float) -> str:
-    """Return one line on the runs of these cells that were kept offline since then; empty if there are none."""
+    """Return a line on these cells' runs kept offline since then; empty if there are none."""
     lines = []
     for folder in sorted({folder_of(cell) / "wandb" for cell in cells if _is_wanted(cell)}):
         n = sum(path.stat().st_mtime >= since for path in folder.glob("offline-run-*"))
@@ -262,11 +262,11 @@ def _wants(mode: str) -> bool:
 
 
 def _can_go_online() -> bool:
-    """Whether somebody is logged in (and did not choose `wandb offline`) and the server answers."""
+    """Check that the user is logged in (and did not choose `wandb offline`) and that the server responds."""
     import wandb
 
     with _forgiving("login"):
-        session = wandb.setup(wandb.Settings(silent=True))  # which reads the environment; `Settings` alone does not
+        session = wandb.setup(wandb.Settings(silent=True))  # `setup` reads the environment; `Settings` alone does not
         if session.settings.mode not in (None, "online"):
             return False
         return wandb.login(prompt=False) and _is_reachable(session.settings.base_url)
