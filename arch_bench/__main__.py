@@ -5,7 +5,7 @@ from arch_bench.runtime import module_path
 
 def main() -> None:
     """Run the command line."""
-    module_path.settle()  # first: what the command line imports may be in the working directory, which `-m` puts first
+    module_path.settle()  # first: the working directory, which `-m` puts first, may hide the command line's imports
     from arch_bench import cli
 
     cli.main()

@@ -142,7 +142,7 @@ class Backbone(nn.Module):
 
     @property
     def counts_all_flops(self) -> bool:
-        """True if `flops_per_token` counts all of them."""
+        """True if `flops_per_token` counts all of the mixers' operations."""
         return all(block.mixer.counts_all_flops for block in self._stack)
 
     @property

@@ -153,7 +153,7 @@ class TrainStep:
         self.count = torch.zeros((), dtype=torch.long, device=self.device)
         self.rate, self.loss_sum, self.grad_norm = (torch.zeros((), device=self.device) for _ in range(3))
         steps = torch.arange(max_steps, device=self.device)
-        self._rates = optim.lr * rate_factor(steps, max_steps, optim)  # a table: one look-up, not 15 kernels, a step
+        self._rates = optim.lr * rate_factor(steps, max_steps, optim)  # a table: one look-up a step, not 15 kernels
         self.team.share(backbone)
         self.optimizer = make_optimizer(backbone, optim, self.rate)
         self._optim, self._precision, self._at_part = optim, precision, at_part
