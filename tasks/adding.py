@@ -8,9 +8,9 @@ from torch import Tensor
 from tasks.base import IGNORE, Batch, Task
 
 SUM = 0
-"""The token whose output is the predicted sum; it is never an input."""
+"""Token whose output is the predicted sum; it is never an input."""
 SLACK = 1e-6
-"""A sum that is 0.04 off on the grid is up to 2e-7 further off in float32, and counts as right."""
+"""Tolerance of a sum: one that is 0.04 off on the grid may be 2e-7 further off in float32, and counts as right."""
 
 
 class Adding(Task):
@@ -79,7 +79,7 @@ class Adding(Task):
     def baselines(self) -> dict[str, float]:
         levels = torch.arange(self.n_levels)
         steps_off = (levels[:, None] + levels - (self.n_levels - 1)).abs()
-        # counted in whole steps of the grid, 1 / 0.04 = 25: in floats many of the sums at the edge would be lost
+        # counted in whole grid steps, 1 / 0.04 = 25: in floats many of the sums at the edge would be lost
         return {"one": (25 * steps_off <= self.n_levels - 1).double().mean().item()}
 
     def guess(self, baseline: str, inputs: Tensor) -> Tensor:

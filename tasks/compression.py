@@ -1,4 +1,4 @@
-"""Compression: everything that was read, from what is kept of it after the last token."""
+"""Compression: recall everything that was read from the state after the last token."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Compression(Task):
             raise ValueError(f"seq_len={self.seq_len} is odd: every symbol has a marker, needs seq_len even")
 
     def n_source(self, seq_len: int) -> int:
-        """The symbols."""
+        """Return the number of symbols."""
         return seq_len // 2
 
     @property

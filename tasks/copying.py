@@ -11,7 +11,7 @@ from tasks.guesses import uniform
 
 
 class _Copying(Task):
-    """`n_data` of `n_symbols` symbols, i.i.d. uniform, given back in order over the last `n_data` positions.
+    """`n_data` of `n_symbols` symbols, i.i.d. uniform, repeated in order over the last `n_data` positions.
 
     Tokens: 0 ... n_symbols-1 are the symbols; then the token that carries nothing, and the marker.
     """
@@ -36,7 +36,7 @@ class _Copying(Task):
             )
 
     def n_source(self, seq_len: int) -> int:
-        """Everything before the symbols are given back."""
+        """Return the number of positions before the symbols are given back."""
         return seq_len - self.n_data
 
     @property
@@ -47,11 +47,11 @@ class _Copying(Task):
         return {self.blank: "_", self.marker: "#"}.get(token, str(token))
 
     def _data(self, batch_size: int, rng: torch.Generator, device: torch.device) -> Tensor:
-        """The symbols to keep, (batch, n_data)."""
+        """Draw the symbols to keep, (batch, n_data)."""
         return torch.randint(self.n_symbols, (batch_size, self.n_data), generator=rng, device=device)
 
     def _asking(self, inputs: Tensor, data: Tensor) -> Batch:
-        """The batch in which `data` are the answers to these inputs."""
+        """Build the batch whose answers to these inputs are `data`."""
         targets = torch.full_like(inputs, IGNORE)
         targets[:, -self.n_data :] = data
         return Batch(inputs, targets)
@@ -150,7 +150,7 @@ class SelectiveCopying(_Copying):
 
     def sample(self, batch_size: int, rng: torch.Generator, device: torch.device) -> Batch:
         data = self._data(batch_size, rng, device)
-        n_open = self.seq_len - self.n_data  # positions that hold symbols and noise
+        n_open = self.seq_len - self.n_data  # positions that hold symbols or noise
         places = sort_rows(distinct(n_open, self.n_data, batch_size, rng, device))
         inputs = torch.full((batch_size, self.seq_len), self.blank, device=device)
         inputs[:, n_open:] = self.marker

@@ -1,4 +1,4 @@
-"""Draws for whole batches at once: without replacement, in random order, and the sorts behind them."""
+"""Random draws for whole batches: without replacement, in random order, and the sorts that they use."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def distinct(n: int, k: int, batch_size: int, rng: torch.Generator, device: torch.device) -> Tensor:
-    """(batch, k) ordered draws without replacement from 0 ... n-1: every ordered choice of k is equally likely.
+    """Draw (batch, k) ordered numbers from 0 ... n-1 without replacement: every ordered choice is equally likely.
 
-    Keeps the first k different numbers of a stream of independent draws, sorted by when they came. The stream is so
-    long that fewer than one row in 10^18 would not hold k of them (and would repeat some).
+    Keeps the first k different numbers of a stream of independent draws, in the order drawn. The stream is so long
+    that fewer than one row in 10^18 lacks k different numbers (and repeats some).
     """
     if n < 4 * k:
         return order(torch.randint(1 << 40, (batch_size, n), generator=rng, device=device))[:, :k]
@@ -27,19 +27,19 @@ def distinct(n: int, k: int, batch_size: int, rng: torch.Generator, device: torc
 
 
 def enough_draws(n: int, k: int) -> int:
-    """Draws from n that hold k different numbers in all but one row in 10^18: mean, ten spreads and a margin."""
+    """Count the draws from n that hold k different numbers in all but one row in 10^18: mean, ten spreads and a margin."""
     mean = -n * math.log1p(-k / n)
     return math.ceil(mean + 10 * math.sqrt(mean - k)) + 20
 
 
 def order(priority: Tensor) -> Tensor:
-    """`priority.argsort(1)` of integers in [0, 2^40), by sorting values only; equal ones keep their order."""
+    """Return `priority.argsort(1)` for integers in [0, 2^40) by sorting values only; equal ones keep their order."""
     width = priority.shape[1]
     return sort_rows(priority * width + torch.arange(width, device=priority.device)) % width
 
 
 def sort_rows(numbers: Tensor) -> Tensor:
-    """Each row in ascending order: (batch, n) -> (batch, n)."""
-    if numbers.device.type == "cpu":  # NumPy's sort is vectorised: 20 times faster on short rows, the same numbers
+    """Sort each row in ascending order: (batch, n) -> (batch, n)."""
+    if numbers.device.type == "cpu":  # NumPy's sort is vectorised: 20 times faster on short rows, with the same result
         return torch.from_numpy(np.sort(numbers.numpy(), axis=1))
     return numbers.sort(dim=1).values

@@ -20,8 +20,8 @@ class FuzzyRecall(Task):
     tokens V/2 ... V - 1 (V = vocab_size), so a sequence has one parse: a run of key tokens is a key, the run of value
     tokens after it is its value. First `n_pairs` = D pairs are shown, then pairs drawn from them, each equally likely,
     until the sequence is full (the last one may be cut off). Within an example the D keys differ as motifs and may
-    share tokens: `1`, `1 0` and `0 1` are three keys. The D sizes are as equally many of each as can be, shuffled, for
-    keys and for values apart; of a size, every key is equally likely; the tokens of values are independent.
+    share tokens: `1`, `1 0` and `0 1` are three keys. The D sizes are as evenly distributed as possible and
+    shuffled, separately for keys and values; keys of one size are equally likely; the tokens of values are independent.
 
     One example with n_pairs=2, k_motif_size=2, v_motif_size=2, vocab_size=6, seq_len=12 (`.` is not scored):
 
@@ -91,7 +91,7 @@ class FuzzyRecall(Task):
             )
 
     def _n_of_size(self, motif_size: int) -> list[int]:
-        """How many of the pairs' keys or values have 1, 2, ... motif_size tokens."""
+        """Return how many of the pairs' keys or values have 1, 2, ... motif_size tokens."""
         ends = [-(-size * self.n_pairs // motif_size) for size in range(motif_size + 1)]  # rounded up
         return [end - start for start, end in itertools.pairwise(ends)]
 
@@ -99,7 +99,7 @@ class FuzzyRecall(Task):
         return sum(size * n for size, n in enumerate(self._n_of_size(motif_size), start=1))
 
     def _n_context(self) -> int:
-        """Tokens of the pairs that are shown first."""
+        """Return the number of tokens of the pairs that are shown first."""
         return self._n_tokens(self.k_motif_size) + self._n_tokens(self.v_motif_size)
 
     @property
@@ -109,7 +109,7 @@ class FuzzyRecall(Task):
 
     def sample(self, batch_size: int, rng: torch.Generator, device: torch.device) -> Batch:
         motifs, key_size, value_size = self._pairs(batch_size, rng, device)
-        n_asked = (self.seq_len - self._n_context()) // 2 + 1  # enough, were all of two tokens
+        n_asked = (self.seq_len - self._n_context()) // 2 + 1  # enough even if all pairs had two tokens
         asked = torch.randint(self.n_pairs, (batch_size, n_asked), generator=rng, device=device)
         first = torch.arange(self.n_pairs, device=device).expand(batch_size, -1)
         tokens = self._write(torch.cat((first, asked), dim=1), motifs, key_size, value_size)
@@ -120,7 +120,7 @@ class FuzzyRecall(Task):
         return Batch(tokens[:, :-1], targets)
 
     def _pairs(self, batch_size: int, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Motifs (batch, n_pairs, k_motif_size + v_motif_size), key then value, and their sizes (batch, n_pairs)."""
+        """Draw motifs (batch, n_pairs, k_motif_size + v_motif_size), key then value, and sizes (batch, n_pairs) of both."""
         n_of_size = self._n_of_size(self.k_motif_size)
         codes = [distinct(self.n_keys**size, n, batch_size, rng, device) for size, n in enumerate(n_of_size, 1) if n]
         key_order = self._shuffle(batch_size, rng, device)
@@ -136,16 +136,16 @@ class FuzzyRecall(Task):
         return order(torch.randint(1 << 40, (batch_size, self.n_pairs), generator=rng, device=device))
 
     def _sizes(self, shuffled: Tensor, motif_size: int) -> Tensor:
-        """The sizes of motifs that are numbered shortest first, as many of each as `_n_of_size` says."""
+        """Return the sizes of motifs numbered from the shortest, as many of each size as `_n_of_size` gives."""
         ends = (torch.arange(1, motif_size + 1, device=shuffled.device) * self.n_pairs + motif_size - 1) // motif_size
         return 1 + torch.searchsorted(ends, shuffled, right=True)
 
     def _write(self, pair: Tensor, motifs: Tensor, key_size: Tensor, value_size: Tensor) -> Tensor:
-        """The first seq_len + 1 tokens of these pairs (batch, n), one after the other."""
+        """Write these pairs (batch, n) one after the other, up to seq_len + 1 tokens."""
         size = (key_size + value_size).gather(1, pair)
         ends = size.cumsum(1)
         place = torch.arange(self.seq_len + 1, device=pair.device).repeat(len(pair), 1)
-        nth = torch.searchsorted(ends, place, right=True)  # which pair stands there, (batch, seq_len + 1)
+        nth = torch.searchsorted(ends, place, right=True)  # the pair at each place, (batch, seq_len + 1)
         offset = place - (ends - size).gather(1, nth)
         pair = pair.gather(1, nth)
         n_key = key_size.gather(1, pair)
@@ -171,11 +171,11 @@ class FuzzyRecall(Task):
         values = inputs.new_zeros(len(inputs), self.n_pairs * (self.v_motif_size + 1))
         values.scatter_(1, (pair * (self.v_motif_size + 1) + n_value)[:, context], inputs[:, context])
         looked_up = (code.unsqueeze(2) == codes.unsqueeze(1)).int().argmax(2)
-        upcoming = (n_value + 1).clamp(max=self.v_motif_size)  # column 0 took the key's tokens
+        upcoming = (n_value + 1).clamp(max=self.v_motif_size)  # column 0 holds the tokens of the key
         return values.gather(1, looked_up * (self.v_motif_size + 1) + upcoming)
 
     def _parse(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Which pair a token is of, a number for the pair's key so far, its value's tokens so far: (batch, seq_len)."""
+        """Return each token's pair, a code of that pair's key so far, and its value tokens so far: (batch, seq_len)."""
         is_key = inputs < self.n_keys
         is_start = is_key & pad(~is_key[:, :-1], (1, 0), value=True)
         place = torch.arange(self.seq_len, device=inputs.device)
@@ -186,6 +186,6 @@ class FuzzyRecall(Task):
 
 
 def _sum_since(start: Tensor, x: Tensor) -> Tensor:
-    """The sum of x from place `start` up to each place: all (batch, seq_len)."""
+    """Sum x from place `start` up to each place: all (batch, seq_len)."""
     total = x.cumsum(1)
     return total - (total - x).gather(1, start)

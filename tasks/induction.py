@@ -1,4 +1,4 @@
-"""Induction: what followed a token when it stood here before comes again."""
+"""Induction: predict the token that followed an earlier occurrence of the current one."""
 
 from __future__ import annotations
 
@@ -106,6 +106,6 @@ class InductionHeads(Task):
         return probabilities
 
     def oracle(self, inputs: Tensor) -> Tensor:
-        is_trigger = inputs[:, :-2] == self.trigger  # (batch, seq_len - 2), one of them
+        is_trigger = inputs[:, :-2] == self.trigger  # (batch, seq_len - 2), holds one trigger
         answer = (is_trigger * inputs[:, 1:-1]).sum(1, keepdim=True)
         return torch.cat((inputs[:, 1:], answer), dim=1)

@@ -12,15 +12,15 @@ from torch import Tensor
 from tasks.base import IGNORE, Batch, Task
 
 MIN, MAX, MED, SM, CLOSE, PAD = range(10, 16)
-"""Token ids; the digits are themselves. MIN ... SM open a list, CLOSE ends it."""
+"""Token ids; a digit is its own id. MIN ... SM open a list, CLOSE ends it."""
 SHORTEST = 4
-"""Tokens of the shortest list: an operator, two digits, CLOSE."""
+"""Number of tokens of the shortest list: an operator, two digits, CLOSE."""
 PLACE = 2
-"""Bits to drop from the start of a list: lists of one depth do not overlap, so start // SHORTEST is one's own place."""
+"""Bits to drop from the start of a list: lists of one depth do not overlap, so start // SHORTEST is unique to each."""
 P_LIST = 0.25
-"""How likely an argument is a list, where its list has room for either."""
+"""Probability that an argument is a list, if its list has room for a list or a digit."""
 FIELD, ONES = 5, sum(1 << 5 * digit for digit in range(10))
-"""A count of each digit in one number, FIELD bits for each: up to 15 arguments, without a carry even after + 15."""
+"""Width of a field: one number counts every digit in FIELD bits each, up to 15 arguments; + 15 does not carry."""
 
 
 class ListOps(Task):
@@ -78,7 +78,7 @@ class ListOps(Task):
             )
 
     def _longest(self, depth: int) -> int:
-        """Tokens of the longest list at a depth, the outer one's is 1; a digit's beyond the deepest."""
+        """Return the length of the longest list at a depth (the outer list's is 1) or, beyond the deepest, of a digit."""
         longest = 1
         for _ in range(depth, self.max_depth + 1):
             longest = 2 + self.max_args * longest
@@ -103,13 +103,13 @@ class ListOps(Task):
         return Batch(inputs, targets)
 
     def _lists(self, length: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Where lists open and close, (batch, seq_len) each, in a random tree of the given length (batch, 1).
+        """Return where lists open and close, (batch, seq_len) each, in a random tree of the given length (batch, 1).
 
         Grows from the outside in, all lists of a depth at once.
         """
         places = (self.seq_len >> PLACE) + 1
         opens = torch.zeros(len(length), self.seq_len + 1, dtype=torch.bool, device=length.device)
-        closes = opens.clone()  # their last column takes the ends of what is not there
+        closes = opens.clone()  # the last column takes writes for lists that do not exist
         starts, lengths = F.pad(self.seq_len - length, (0, places)), F.pad(length, (0, places))
         for depth in range(1, self.max_depth + 1):
             is_there = lengths > 0
@@ -120,18 +120,18 @@ class ListOps(Task):
         return opens[:, :-1], closes[:, :-1]
 
     def _arguments(self, starts: Tensor, lengths: Tensor, longest: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Starts and lengths of the lists among the arguments of lists; a length of 0 where there is none."""
+        """Return starts and lengths of the lists among the arguments of lists; a length of 0 marks no list."""
         n_args, n_lists = self._shares(lengths - 2, longest, rng)
-        spare = lengths - 2 - n_args - (SHORTEST - 1) * n_lists  # tokens, if all of its lists are as short as can be
-        most = longest - SHORTEST  # that one of them takes
+        spare = lengths - 2 - n_args - (SHORTEST - 1) * n_lists  # spare tokens beyond shortest possible lists
+        most = longest - SHORTEST  # the most that one of them takes
         position, places = starts + 1, starts.shape[1] - 1
         next_starts, next_lengths = torch.zeros_like(starts), torch.zeros_like(starts)
         dice = torch.rand(2, self.max_args, *starts.shape, generator=rng, device=starts.device)
         for i, (which, share) in enumerate(zip(*dice.unbind(), strict=True)):
-            is_list = which * (n_args - i).clamp(min=0) < n_lists  # those left are in random order
+            is_list = which * (n_args - i).clamp(min=0) < n_lists  # the remaining arguments are in random order
             others = n_lists - 1
             low, high = (spare - others * most).clamp(min=0), spare.clamp(max=most)
-            # The first part of a uniformly random division of what is to spare; all of it for the last list.
+            # The first part of a uniformly random division of the spare tokens; the last list takes all that is left.
             part = (low + ((high - low + 1) * (1 - share ** (1 / others))).long()).minimum(high)
             size = torch.where(is_list, part + SHORTEST, 1)
             place = torch.where(is_list, position >> PLACE, places)
@@ -143,7 +143,7 @@ class ListOps(Task):
         return next_starts, next_lengths
 
     def _shares(self, inside: Tensor, longest: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """How many arguments a list of `inside` tokens has, and how many of them are lists; 0 and 0 for no list.
+        """Draw how many arguments a list of `inside` tokens has, and how many of them are lists; 0 and 0 for no list.
 
         `inside` tokens need n_args + 3 * n_lists <= inside <= n_args + (longest - 1) * n_lists.
         """
@@ -157,7 +157,7 @@ class ListOps(Task):
         at_least = (-(-(inside - n_args) // (longest - 1))).clamp(min=1)
         n_lists = n_lists.maximum(at_least).minimum(n_args).minimum((inside - n_args) // (SHORTEST - 1))
         n_lists = n_lists.clamp(min=0)
-        # Digits only: where no list fits, and where there is a choice as often as an argument is no list.
+        # Digits only: if no list fits and, if there is a choice, as often as an argument is a digit.
         dice = torch.rand(inside.shape, generator=rng, device=inside.device)
         is_flat = (inside <= SHORTEST) | ((inside <= self.max_args) & (dice >= P_LIST))
         return torch.where(is_flat, inside, n_args).clamp(min=0), torch.where(is_flat, 0, n_lists)
@@ -194,7 +194,7 @@ class ListOps(Task):
 
 @cache
 def frequencies(seq_len: int, max_depth: int, max_args: int, min_fill: float) -> Tensor:
-    """How often the outer operator and the answer are these, in a fixed sample: (4, 10)."""
+    """Return how often each outer operator and answer occur together, in a fixed sample: (4, 10)."""
     task = ListOps(seq_len=seq_len, max_depth=max_depth, max_args=max_args, min_fill=min_fill)
     n_examples = max(2**19 // seq_len, 2**11)
     inputs, targets = task.sample(n_examples, torch.Generator().manual_seed(0), torch.device("cpu"))
@@ -203,7 +203,7 @@ def frequencies(seq_len: int, max_depth: int, max_args: int, min_fill: float) ->
 
 
 def evaluate(inputs: Tensor, max_depth: int) -> Tensor:
-    """The value of every expression: (batch, seq_len) -> (batch,). All lists of a depth at once, from the inside."""
+    """Evaluate every expression: (batch, seq_len) -> (batch,). All lists of a depth at once, from the inside."""
     is_open, is_digit = (inputs >= MIN) & (inputs <= SM), inputs < 10
     depth = (is_open.long() - (inputs == CLOSE).long()).cumsum(1)
     values = torch.where(is_digit, inputs, 0)
@@ -222,8 +222,8 @@ def evaluate(inputs: Tensor, max_depth: int) -> Tensor:
 
 
 def _apply(operator: Tensor, items: Tensor) -> Tensor:
-    """What operators make of their arguments: how often each digit occurs, a field for each, and above them the sum."""
-    up_to = (items * ONES) & ((1 << 10 * FIELD) - 1)  # field v: how many arguments are at most v
+    """Apply operators to their arguments, given as counts: a field for each digit and, above these, the sum."""
+    up_to = (items * ONES) & ((1 << 10 * FIELD) - 1)  # field v: the number of arguments that are at most v
     last = (up_to >> 9 * FIELD) - 1
     low = torch.where(operator == MED, last >> 1, torch.where(operator == MAX, last, 0))
     high = torch.where(operator == MED, (last + 1) >> 1, low)
@@ -232,6 +232,6 @@ def _apply(operator: Tensor, items: Tensor) -> Tensor:
 
 
 def _ranked(up_to: Tensor, rank: Tensor) -> Tensor:
-    """The argument with this rank, counted from 0: as large as there are digits that at most `rank` arguments reach."""
-    above = (up_to + (15 - rank) * ONES) >> 4 & ONES  # field v: whether more than `rank` arguments are at most v
+    """Return the argument of this rank, counted from 0: the number of digits that at most `rank` arguments reach."""
+    above = (up_to + (15 - rank) * ONES) >> 4 & ONES  # field v: 1 if more than `rank` arguments are at most v
     return 10 - (above * ONES >> 9 * FIELD & 31)

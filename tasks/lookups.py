@@ -1,4 +1,4 @@
-"""N-gram lookup: write what follows a few given letters in a string."""
+"""N-gram lookup: write the letters that follow a given n-gram in a string."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class SuffixLookup(StringTask):
         return self._write(head, letters, n_blank, tail, asked[:, self.n_gram :])
 
     def _question(self, gram: Tensor) -> tuple[Tensor, Tensor]:
-        """What stands before s and after it."""
+        """Return the tokens before s and after it."""
         return self._mark(self.start, gram), torch.cat((self._mark(self.bar, gram), gram), dim=1)
 
     def baselines(self) -> dict[str, float]:
@@ -87,7 +87,7 @@ class SuffixLookup(StringTask):
         return torch.cat((before, self._bigram(inputs)), dim=1)
 
     def _bigram(self, inputs: Tensor) -> Tensor:
-        """For the answer and its end: (batch, length_answer + 1, vocab_size)."""
+        """Return probabilities for the answer and its end: (batch, length_answer + 1, vocab_size)."""
         letters = inputs[:, self.n_head : self.n_head + self.longest]
         column = torch.arange(self.longest, device=inputs.device)
         letters = letters.masked_fill(column < self._n_blank(inputs), self.pad)
@@ -132,22 +132,22 @@ class PrefixLookup(SuffixLookup):
 
 
 def only_at(tokens: Tensor, place: Tensor, n_gram: int, n_tokens: int, rng: torch.Generator) -> Tensor:
-    """The rows of `tokens` (batch, n), changed so that the n-gram at `place` (batch, 1) occurs there and nowhere else.
+    """Change the rows of `tokens` (batch, n) so that the n-gram at `place` (batch, 1) occurs nowhere else.
 
-    In every other occurrence one token that is not of the n-gram at `place` becomes another of 0 ... n_tokens-1 that
-    is no token of the n-gram at all: this breaks the occurrence and cannot make a new one.
+    In every other occurrence one token outside the n-gram at `place` becomes another of 0 ... n_tokens-1 that the
+    n-gram does not contain: this breaks the occurrence and cannot make a new one.
     """
     gram = tokens.gather(1, place + torch.arange(n_gram, device=tokens.device))
     again = occurrences(tokens, gram)
     start = torch.arange(again.shape[1], device=tokens.device)
-    overlaps = (start > place) & (start < place + n_gram)  # their first token is of the n-gram, their last is not
+    overlaps = (start > place) & (start < place + n_gram)  # their first token is part of the n-gram, their last is not
     elsewhere = again & (start != place) & ~overlaps
     wrong = F.pad(elsewhere, (0, n_gram - 1)) | F.pad(again & overlaps, (n_gram - 1, 0))
     return torch.where(wrong, draw_others(gram, tokens.shape[1], n_tokens, rng), tokens)
 
 
 def occurrences(tokens: Tensor, gram: Tensor) -> Tensor:
-    """Where the n-gram of each row (batch, n_gram) starts in its tokens: (batch, n - n_gram + 1) booleans."""
+    """Return where the n-gram of each row (batch, n_gram) starts in its tokens: (batch, n - n_gram + 1) booleans."""
     n_starts = tokens.shape[1] - gram.shape[1] + 1
     found = tokens[:, :n_starts] == gram[:, :1]
     for i in range(1, gram.shape[1]):
@@ -156,12 +156,12 @@ def occurrences(tokens: Tensor, gram: Tensor) -> Tensor:
 
 
 def draw_others(excluded: Tensor, n: int, n_tokens: int, rng: torch.Generator) -> Tensor:
-    """(batch, n) independent draws, uniform over 0 ... n_tokens-1 but for the tokens of that row of `excluded`."""
+    """Draw (batch, n) independent tokens, uniform over 0 ... n_tokens-1 except those in the row of `excluded`."""
     ordered = sort_rows(excluded)
     is_new = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True)
     index = is_new.cumsum(dim=1)
     draws = torch.randint(1 << 40, (len(excluded), n), generator=rng, device=excluded.device)
     ranks = draws % (n_tokens - index[:, -1:])
-    # Rank r among the tokens left is the token r + (number of excluded ones below it).
+    # Rank r among the remaining tokens is the token r + (number of excluded ones below it).
     rank_of_excluded = sort_rows(torch.where(is_new, ordered - index + 1, n_tokens))
     return ranks + torch.searchsorted(rank_of_excluded, ranks, right=True)

@@ -1,4 +1,4 @@
-"""Masked text: the tokens that were taken out of a text, from what stands before and after."""
+"""Masked text: predict the tokens taken out of a text from the text on both sides."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tasks.text import Text
 from tasks.tokens import Tokenizer
 
 MASK = "…mask"
-"""How the mask is written: as no token of a text is."""
+"""Display form of the mask, different from every token of a text."""
 SHOWN_AS_MASK, SHOWN_AS_ANY = 0.8, 0.1
-"""Shares of the scored positions; the rest stays as it is, so that no position is known to be right."""
+"""Shares of the scored positions; the rest stays unchanged, so that no position is known to be right."""
 
 
 class MaskedText(Text):
@@ -45,7 +45,7 @@ class MaskedText(Text):
 
     @property
     def mask(self) -> int:
-        """The token that stands for one taken out."""
+        """Token that stands for one taken out."""
         return self.tokens.vocab_size
 
     @property
@@ -58,7 +58,7 @@ class MaskedText(Text):
             raise ValueError(f"mask_rate={self.mask_rate} must be greater than 0 and less than 1")
 
     def slices(self, inputs: Tensor) -> dict[str, Tensor]:
-        """None: what comes before a masked token is not all that tells it."""
+        """Return no slices: they depend on the text before a token, and a masked token is predicted from both sides."""
         return {}
 
     def word(self, token: int) -> str:
@@ -71,18 +71,18 @@ class MaskedText(Text):
     def sample(self, batch_size: int, rng: torch.Generator, device: torch.device) -> Batch:
         text = self.tokens.windows(self.split, batch_size, self.seq_len, rng, device).long()
         order = torch.rand(text.shape, generator=rng, device=device).argsort(1)
-        at = order[:, : self.max_scored]  # as many in every example
+        at = order[:, : self.max_scored]  # the same number in every example
         answers = text.gather(1, at)
         targets = torch.full_like(text, IGNORE).scatter_(1, at, answers)
         return Batch(text.scatter(1, at, self._shown(answers, rng)), targets)
 
     def _shown(self, answers: Tensor, rng: torch.Generator) -> Tensor:
-        """What stands at the scored positions."""
+        """Return the tokens to show at the scored positions."""
         dice = torch.rand(answers.shape, generator=rng, device=answers.device)
         any_token = torch.randint(self.mask, answers.shape, generator=rng, device=answers.device)
         shown = torch.where(dice < SHOWN_AS_MASK + SHOWN_AS_ANY, any_token, answers)
         return torch.where(dice < SHOWN_AS_MASK, self.mask, shown)
 
     def guess(self, baseline: str, inputs: Tensor) -> Tensor:
-        """No guess takes the mask for an answer."""
+        """Return the guess of `Text`, with probability 0 for the mask."""
         return F.pad(super().guess(baseline, inputs), (0, 1))

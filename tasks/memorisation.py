@@ -1,4 +1,4 @@
-"""Memorisation: facts that are the same in every example, so that they must be kept in the weights."""
+"""Memorisation: facts that are the same in every example, so that they must be stored in the weights."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Memorisation(Task):
             raise ValueError(f"seq_len={self.seq_len} is odd: a question takes two tokens, needs seq_len even")
 
     def values(self, device: torch.device) -> Tensor:
-        """The value of each key: (n_keys,)."""
+        """Return the value of each key: (n_keys,)."""
         if device not in self._value_of:
             shuffled = sorted(range(self.n_keys), key=self._hash)
             self._value_of[device] = self.n_keys + torch.tensor(shuffled, device=device)

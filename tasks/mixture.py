@@ -14,23 +14,23 @@ from tasks.base import IGNORE, Batch, Split, Task
 
 
 class Component(NamedTuple):
-    """A task of a mixture, which fits it to its share of the length."""
+    """Task of a mixture, resized to its share of the length."""
 
     weight: float
-    """How often it is drawn, relative to the others."""
+    """Relative frequency of the component."""
     share: float
-    """Its sequence length over that of the mixture; a shorter example is padded at its end."""
+    """Sequence length relative to that of the mixture; a shorter example is padded at its end."""
     task: Task
 
     def room(self, seq_len: int) -> int:
-        """Its length in a mixture of `seq_len`."""
+        """Return its length in a mixture of `seq_len`."""
         return round(seq_len * self.share)
 
 
 class Mixture(Task):
-    """Each example is drawn from one of the components, by weight; a test reports each apart (`parts`).
+    """Mixture of tasks: each example is drawn from one component, by weight; a test reports each separately (`parts`).
 
-    Components speak the same tokens: vocab_size is the largest of theirs. The component of an example is not told, as
+    Components share their tokens: vocab_size is their maximum. The component of an example is not shown, as
     when data sets are shuffled together ("Based", Arora et al. 2024, learns recall on such a mixture of lengths and
     numbers of pairs).
 
@@ -104,7 +104,7 @@ class Mixture(Task):
         return ranged
 
     def n_source(self, seq_len: int) -> int:
-        """The shortest of its components': which one an example is of is not told."""
+        """Return the minimum over the components: an example does not show which one it comes from."""
         return min(each.task.n_source(each.room(seq_len)) for each in self.components.values())
 
     @property
@@ -121,7 +121,7 @@ class Mixture(Task):
         return device if places == {device} else torch.device("cpu")
 
     def sample(self, batch_size: int, rng: torch.Generator, device: torch.device) -> Batch:
-        """As many examples of each component, of which one is kept: shapes that no random number changes."""
+        """Draw a batch of each component and keep one example per row: so shapes do not depend on random numbers."""
         weights = torch.tensor([each.weight for each in self.components.values()], device=device)
         which = torch.multinomial(weights, batch_size, replacement=True, generator=rng)
         drawn = [self._padded(task.sample(batch_size, rng, device)) for task in self._tasks]
@@ -155,7 +155,7 @@ class Mixture(Task):
 
 
 class _Part(Mixture):
-    """One component of a mixture, padded as there."""
+    """One component of a mixture, padded in the same way."""
 
     def __init__(self, whole: Mixture, name: str) -> None:
         super().__init__(seq_len=whole.seq_len, components={name: whole.components[name]})
@@ -173,7 +173,7 @@ class _Part(Mixture):
         return None if answer is None else F.pad(answer, (0, self.seq_len - answer.shape[1]))
 
     def guess(self, baseline: str, inputs: Tensor) -> Tensor:
-        """That of the component; the padding gets what its last position gets."""
+        """Return the guess of the component; padding gets the guess of its last position."""
         found = self._task.guess(baseline, inputs[:, : self._task.seq_len])
         if self.tolerance is None:
             found = F.pad(found, (0, self.vocab_size - found.shape[-1]))

@@ -12,9 +12,9 @@ from tasks.base import IGNORE, Batch
 from tasks.state_tracking import ScoreOn, StateTracking
 
 OPERATORS = "+-*"
-"""In the order of their tokens, which follow the digits; then `(`, `)` and the pad."""
+"""Operators in the order of their tokens, which follow the digits; then `(`, `)` and the pad."""
 SHORTEST = 5
-"""Tokens of the shortest expression in brackets: ( d o d )."""
+"""Number of tokens of the shortest expression in brackets: ( d o d )."""
 
 
 class ModularArithmetic(StateTracking):
@@ -102,7 +102,7 @@ class ModularArithmetic(StateTracking):
         return (self.seq_len + 1) // 2 if self.score_on == "every" else 1
 
     def _n_operations(self) -> tuple[int, int]:
-        """Operations of the shortest and of the longest expression; each adds 2 tokens, or 4 with its brackets."""
+        """Return the operations of the shortest and the longest expression; each adds 2 tokens, 4 with brackets."""
         tokens = 4 if self.brackets else 2
         longest = (self.seq_len - 1) // tokens
         shortest = math.ceil((self.min_fill * self.seq_len - 1) / tokens)
@@ -129,12 +129,12 @@ class ModularArithmetic(StateTracking):
         return Batch(inputs, targets)
 
     def _bracketed(self, n: Tensor, digits: Tensor, operators: Tensor, rng: torch.Generator) -> Tensor:
-        """Expressions with n operations (batch, 1) that end at the last position: (batch, seq_len).
+        """Build expressions with n operations (batch, 1) that end at the last position: (batch, seq_len).
 
-        Grows from the outside in, all expressions of a depth at once. Two of them do not share a token and have five
-        at least, so the start divided by five is a place of its own for each.
+        Grows from the outside in, all expressions of a depth at once. They share no token and have at least five each,
+        so the start divided by five is unique to each.
         """
-        end = self.seq_len  # and the column that takes what is not there
+        end = self.seq_len  # also the column for writes of expressions that do not exist
         tokens = F.pad(digits, (0, 1))
         places = end // SHORTEST + 1
         starts = F.pad(end - 1 - 4 * n, (0, places))
@@ -142,7 +142,7 @@ class ModularArithmetic(StateTracking):
         n = F.pad(n, (0, places))
         operators = F.pad(operators, (0, 1))
         for depth in range(1, self.max_depth + 1):
-            deepest = 2 ** (self.max_depth - depth) - 1  # operations that fit into one side
+            deepest = 2 ** (self.max_depth - depth) - 1  # operations that fit on one side
             low = (n - 1 - deepest).clamp(min=0)
             span = (n - 1).clamp(max=deepest) - low + 1
             dice = torch.randint(1 << 40, n.shape, generator=rng, device=n.device)
@@ -169,7 +169,7 @@ class ModularArithmetic(StateTracking):
         return answers
 
     def _running_value(self, inputs: Tensor) -> Tensor:
-        """The value at every digit: (batch, digits).
+        """Compute the value at every digit: (batch, digits).
 
         Every digit, with the operator before it, changes a number x into gain * x + offset: from left to right x is
         the value; with precedence it is the last term, which + and - begin anew. Such steps chain like matrices do.
@@ -191,7 +191,7 @@ class ModularArithmetic(StateTracking):
         return (offset - torch.where(is_product, F.pad(offset, (1, -1)), 0)).cumsum(1) % m
 
     def _value_in_brackets(self, inputs: Tensor) -> Tensor:
-        """The value of every bracket, at the position where it closes, and of every digit: (batch, seq_len)."""
+        """Compute the value of every bracket, where it closes, and of every digit: (batch, seq_len)."""
         is_operator = (inputs >= self.plus) & (inputs <= self.times)
         closes = (inputs == self.close).long()
         depth = ((inputs == self.open).long() - closes).cumsum(1) + closes
@@ -222,7 +222,7 @@ class ModularArithmetic(StateTracking):
         return probabilities
 
     def _frequencies(self) -> Tensor:
-        """How often each value is asked for at each scored position: (max_scored, modulus)."""
+        """Return how often each value is the target at each scored position: (max_scored, modulus)."""
         if self.brackets:
             rng = torch.Generator().manual_seed(0)
             n_examples = min(max(2**20 // self.seq_len, 2**11), 2**14)
@@ -233,9 +233,9 @@ class ModularArithmetic(StateTracking):
         return by_digit if self.score_on == "every" else by_digit[shortest:].mean(0, keepdim=True)
 
     def _chain(self, n_digits: int) -> Tensor:
-        """The distribution of the running value at every digit: (n_digits, modulus).
+        """Compute the distribution of the running value at every digit: (n_digits, modulus).
 
-        The state is (what came before the last term, the last term); left to right there is one term.
+        The state is (sum before the last term, last term); from left to right there is only one term.
         """
         m, share = self.modulus, self.operators.count("*") / len(self.operators)
         number = torch.arange(m)

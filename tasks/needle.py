@@ -1,4 +1,4 @@
-"""The needle in a haystack: one fact at a chosen depth of a long filler, asked for at the end."""
+"""The needle in a haystack: one fact at a chosen depth of a long filler, requested at the end."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Needle(Task):
 
     @property
     def _length_fact(self) -> int:
-        """As long as the question and what is shown of its answer: `?` for the last word of the value."""
+        """Length of the fact, equal to that of the question with its shown answer: `?` replaces the last word."""
         return self.length_key + self.is_marked + self.length_value
 
     @property
@@ -160,7 +160,7 @@ class Needle(Task):
         return torch.searchsorted(weights, torch.rand(shape, generator=rng, device=device) * weights[-1])
 
     def _place(self, batch_size: int, rng: torch.Generator, device: torch.device) -> Tensor:
-        """Words before the fact: (batch, 1)."""
+        """Draw the number of words before the fact: (batch, 1)."""
         n_filler = self._length_haystack - self._length_fact
         if self.depth is not None:
             return torch.full((batch_size, 1), round(self.depth * n_filler), device=device)
@@ -168,7 +168,7 @@ class Needle(Task):
 
     def baselines(self) -> dict[str, float]:
         chance = {"chance": 1 / self.n_words}
-        if self.length_value == 1 and self.is_marked:  # no word of the answer follows a word
+        if self.length_value == 1 and self.is_marked:  # no word of the answer follows another word
             return chance
         return chance | {"bigram": score_of_answers(self, self._bigram)}
 
@@ -181,7 +181,7 @@ class Needle(Task):
         raise ValueError(f"baseline={baseline} is unknown; choose from: {', '.join(self.baselines())}")
 
     def _bigram(self, inputs: Tensor) -> Tensor:
-        """For the words of the value: (batch, length_value, vocab_size)."""
+        """Return probabilities for the words of the value: (batch, length_value, vocab_size)."""
         haystack, shown = inputs[:, : self._length_haystack], inputs[:, self.n_prompt - 1 :]
         return bigram(haystack, shown, self.n_words, self.vocab_size)
 

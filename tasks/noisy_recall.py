@@ -1,4 +1,4 @@
-"""Noisy recall: pairs, and pairs that mean nothing."""
+"""Noisy recall: key-value pairs among pairs of noise."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class NoisyRecall(Task):
         self._check_room()
 
     def _check_room(self) -> None:
-        fewest = max(2 * self.n_pairs, 3) + self.noise_vocab_size  # n_pairs keys, and 2 values at least
+        fewest = max(2 * self.n_pairs, 3) + self.noise_vocab_size  # n_pairs keys and at least 2 values
         if self.vocab_size < fewest:
             raise ValueError(
                 f"task.vocab_size={self.vocab_size} is too small for task.n_pairs={self.n_pairs}: "
@@ -89,7 +89,7 @@ class NoisyRecall(Task):
             )
 
     def _n_shown(self) -> int:
-        """Slots that hold a pair."""
+        """Return the number of slots that hold a pair."""
         return self.seq_len // 2 - round(self.frac_noise * (self.seq_len // 2))
 
     @property
@@ -110,13 +110,13 @@ class NoisyRecall(Task):
         return Batch(slots.flatten(1), targets.flatten(1))
 
     def _slots(self, batch_size: int, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Whether a slot holds a pair, and how many slots before it do: both (batch, n_slots)."""
+        """Draw which slots hold a pair, and count the slots before each that do: both (batch, n_slots)."""
         priority = torch.randint(1 << 40, (batch_size, self.seq_len // 2), generator=rng, device=device)
         is_shown = order(priority) < self._n_shown()
         return is_shown, (is_shown.cumsum(1) - is_shown.long()).clamp(max=self._n_shown() - 1)
 
     def _noise(self, like: Tensor, rng: torch.Generator) -> Tensor:
-        n = max(self.noise_vocab_size, 1)  # without noise tokens these are drawn, and not used
+        n = max(self.noise_vocab_size, 1)  # if there are no noise tokens, these draws are not used
         return self.first_noise + torch.randint(n, like.shape, generator=rng, device=like.device)
 
     def baselines(self) -> dict[str, float]:
@@ -133,6 +133,6 @@ class NoisyRecall(Task):
         return self._value_of(inputs).gather(1, inputs.clamp(max=self.n_keys))
 
     def _value_of(self, inputs: Tensor) -> Tensor:
-        """The value of each key, 0 where there is none; the last column takes what follows noise: (batch, K + 1)."""
+        """Return the value of each key, 0 if it has none; the last column collects noise: (batch, K + 1)."""
         none = inputs.new_zeros(len(inputs), self.n_keys + 1)
         return none.scatter_(1, inputs[:, 0::2].clamp(max=self.n_keys), inputs[:, 1::2])

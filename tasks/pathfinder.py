@@ -1,4 +1,4 @@
-"""Pathfinder: are two dots in an image joined by a path?"""
+"""Pathfinder: decide if a path joins two dots in an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from tasks.base import IGNORE, Batch, Task
 
 BLANK, DOT, PAD, INK = range(4)
-"""Tokens; ink has `n_shades` of them, from INK on."""
+"""Token ids; ink has `n_shades` of them, from INK on."""
 
 
 class Pathfinder(Task):
@@ -69,7 +69,7 @@ class Pathfinder(Task):
 
     @property
     def side(self) -> int:
-        """Pixels of the image in a row."""
+        """Side length of the image in pixels."""
         return math.isqrt(self.seq_len)
 
     def check(self) -> None:
@@ -99,7 +99,7 @@ class Pathfinder(Task):
         answer = torch.randint(2, (batch_size, 1, 1), generator=rng, device=device)
         dotted = torch.randint(self.n_paths, (batch_size, 1, 1), generator=rng, device=device)
         other = torch.randint(1, self.n_paths, (batch_size, 1, 1), generator=rng, device=device)
-        rank = (torch.arange(self.n_paths, device=device).view(1, -1, 1) - dotted) % self.n_paths  # 0 has the dots
+        rank = (torch.arange(self.n_paths, device=device).view(1, -1, 1) - dotted) % self.n_paths  # rank 0 has the dots
         is_cut = torch.randint(2, some, generator=rng, device=device)
         is_cut = torch.where(rank == 0, 1 - answer, torch.where(rank == other, answer, is_cut)) == 1
         ends_anywhere = (rank != 0) & (rank != other)
@@ -119,35 +119,35 @@ class Pathfinder(Task):
         return Batch(inputs, targets)
 
     def _rows(self, batch_size: int, rng: torch.Generator, device: torch.device) -> Tensor:
-        """The row of every path in every column: (batch, n_paths, side).
+        """Draw the row of every path in every column: (batch, n_paths, side).
 
-        Random walks between two walls, sorted in each column: they still take steps of at most one, in fixed order.
-        Moving them apart keeps them so.
+        Random walks between two walls, sorted in each column: steps remain at most one and the order is fixed. Moving
+        the paths apart preserves both.
         """
         room = self.side - 1 - self.spacing * (self.n_paths - 1)
         shape = (batch_size, self.n_paths, self.side)
         steps = torch.randint(4, shape, generator=rng, device=device) // 2  # 0 0 1 1
-        steps -= torch.randint(2, shape, generator=rng, device=device)  # straight on as often as not
+        steps -= torch.randint(2, shape, generator=rng, device=device)  # a step is straight half of the time
         steps[:, :, 0] = torch.randint(room + 1, shape[:2], generator=rng, device=device)
         walks = room - (steps.cumsum(2) % (2 * room) - room).abs()  # reflected by the walls
         apart = self.spacing * torch.arange(self.n_paths, device=device).unsqueeze(1)
         return walks.sort(dim=1).values + apart
 
     def _cut(self, some: tuple[int, ...], rng: torch.Generator, device: torch.device) -> Tensor:
-        """Which pixels of each path a cut would take, never the first or the last: (batch, n_paths, side)."""
+        """Draw the pixels that a cut would remove, never the first or the last: (batch, n_paths, side)."""
         start = torch.randint(1, self.side - self.cut, some, generator=rng, device=device)
         column = torch.arange(self.side, device=device)
         return (column >= start) & (column < start + self.cut)
 
     def _ends(self, some: tuple[int, ...], rng: torch.Generator, device: torch.device) -> Tensor:
-        """Which pixels are before the beginning or behind the end of a path that ends anywhere."""
+        """Draw the pixels before the start and after the end of a path that ends anywhere."""
         middle, column = self.side // 2, torch.arange(self.side, device=device)
         first = torch.randint(middle, some, generator=rng, device=device)
         last = torch.randint(middle, self.side, some, generator=rng, device=device)
         return (column < first) | (column > last)
 
     def _gaps(self, rows: Tensor, rng: torch.Generator) -> Tensor:
-        """Which pixels are left out between dashes, only where a path runs straight: (batch, n_paths, side)."""
+        """Draw the pixels left out between dashes, only where a path runs straight: (batch, n_paths, side)."""
         period, width = self.dash + self.gap, self.side - self.gap - 1
         phase = torch.randint(period, rows.shape[:2], generator=rng, device=rows.device).unsqueeze(2)
         is_before = (torch.arange(width, device=rows.device) + phase) % period == 0  # the pixel before a gap
@@ -169,13 +169,13 @@ class Pathfinder(Task):
         return probabilities
 
     def oracle(self, inputs: Tensor) -> Tensor:
-        """Follows the path from the first dot, column by column."""
+        """Follow the path from the first dot, column by column."""
         n = self.side
         image = inputs[:, -n * n :].unflatten(1, (n, n))
         is_dot = image == DOT
         runs_right = is_dot[:, :, 0].any(1) & is_dot[:, :, -1].any(1)
         image = torch.where(runs_right.view(-1, 1, 1), image, image.transpose(1, 2))
-        reached = [image[:, :, 0] == DOT]  # which rows, of each column so far
+        reached = [image[:, :, 0] == DOT]  # the rows reached in each column so far
         for column in range(1, n):
             near = reached[-1]
             near = near | F.pad(near, (1, -1)) | F.pad(near, (-1, 1))

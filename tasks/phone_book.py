@@ -1,4 +1,4 @@
-"""The phone book: one number looked up in a long list of names and numbers."""
+"""Phone book: look up one number in a long list of names and numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.base import IGNORE, Batch, Task
 from tasks.draws import distinct
 
 N_DIGITS = 10
-"""Different digits."""
+"""Number of different digits."""
 
 
 class PhoneBook(Task):
@@ -78,7 +78,7 @@ class PhoneBook(Task):
 
     @property
     def _length_asked(self) -> int:
-        """The name, a colon, and the answer but for its last digit, which is never an input."""
+        """Length of the name, the colon and the answer without its last digit, which is never an input."""
         return self.length_name + self.length_number
 
     @property
@@ -113,12 +113,12 @@ class PhoneBook(Task):
         return Batch(inputs, targets)
 
     def _spell(self, codes: Tensor) -> Tensor:
-        """The name of each number in 0 ... n_letters ** length_name - 1: (batch, n) -> (batch, n, length_name)."""
+        """Spell the names numbered 0 ... n_letters ** length_name - 1: (batch, n) -> (batch, n, length_name)."""
         places = self.n_letters ** torch.arange(self.length_name, device=codes.device)
         return codes.unsqueeze(2) // places % self.n_letters
 
     def _read(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The book, (batch, n_entries, length of an entry), and the question with what is shown of the answer."""
+        """Split inputs into the book, (batch, n_entries, length of an entry), and the question with shown answer."""
         book, asked = inputs[:, : -self._length_asked], inputs[:, -self._length_asked :]
         return book[:, -self.n_entries * self._length_entry :].unflatten(1, (self.n_entries, self._length_entry)), asked
 

@@ -1,4 +1,4 @@
-"""Recall: look up what followed a key earlier in the sequence."""
+"""Recall: look up the token that followed a key earlier in the sequence."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class MQAR(Task):
             )
 
     def n_source(self, seq_len: int) -> int:
-        """The pairs; the questions follow."""
+        """Return the length of the pairs; the questions follow."""
         return 2 * self.n_pairs
 
     @property
@@ -99,7 +99,7 @@ class MQAR(Task):
         return Batch(inputs, targets)
 
     def _slots(self, batch_size: int, rng: torch.Generator, device: torch.device) -> Tensor:
-        """The slot in which each pair is asked, counted from 0: (batch, n_pairs)."""
+        """Draw the slot in which each pair is asked, counted from 0: (batch, n_pairs)."""
         n_slots = self.seq_len // 2 - self.n_pairs
         # The first to arrive in a race of exponential clocks with rates w are a weighted draw without replacement
         # (the Gumbel top-k trick after exp); float32 bits of positive numbers are ordered as the numbers are.
@@ -110,7 +110,7 @@ class MQAR(Task):
         return slots.gather(1, shuffle)
 
     def _filler(self, keys: Tensor, rng: torch.Generator) -> Tensor:
-        """What stands in the slots before the questions are written over it: (batch, seq_len - 2 * n_pairs)."""
+        """Draw tokens for the slots before the questions are written over them: (batch, seq_len - 2 * n_pairs)."""
         shape = (len(keys), self.seq_len - 2 * self.n_pairs)
         if self.filler == "zero":
             return keys.new_zeros(shape)
@@ -191,7 +191,7 @@ class AssociativeRecall(Task):
             )
 
     def n_source(self, seq_len: int) -> int:
-        """All but the question."""
+        """Return all positions but the question."""
         return seq_len - 1
 
     @property

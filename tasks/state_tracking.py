@@ -1,4 +1,4 @@
-"""State tracking: a small state that every token changes, so that no token may be missed."""
+"""State tracking: every token changes a small state, so that no token may be missed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Group = Literal["z60", "a4xz5", "a5", "s5"]
 
 
 class StateTracking(Task):
-    """What these tasks share: `score_on` is `every` position with an answer, or the `end` of the sequence only."""
+    """Task that scores either `every` position with an answer or only the `end` of the sequence (`score_on`)."""
 
     def __init__(self, *, seq_len: int, score_on: ScoreOn) -> None:
         super().__init__(seq_len=seq_len)
@@ -32,7 +32,7 @@ class StateTracking(Task):
         return self.seq_len if self.score_on == "every" else 1
 
     def scored(self, answers: Tensor) -> Tensor:
-        """The targets: the answers (batch, seq_len), or the last of them only."""
+        """Return the targets: the answers (batch, seq_len), or only the last of them."""
         if self.score_on == "every":
             return answers
         targets = torch.full_like(answers, IGNORE)
@@ -120,7 +120,7 @@ class GroupWord(StateTracking):
         return Batch(elements, self.scored(self.oracle(elements)))
 
     def oracle(self, inputs: Tensor) -> Tensor:
-        """After each round, position t holds the product of the last 1, 2, 4, ... elements up to t."""
+        """Compute products in rounds: after each, position t holds that of the last 1, 2, 4, ... elements up to t."""
         table = multiplication(self.group, inputs.device).flatten()
         products, reach = inputs, 1
         while reach < self.seq_len:
@@ -140,7 +140,7 @@ class GroupWord(StateTracking):
 
 @cache
 def multiplication(group: Group, device: torch.device) -> Tensor:
-    """The group's table on a device, made once: entry (p, q) is the number of `p q`."""
+    """Return the group's table on a device, built once: entry (p, q) is the number of `p q`."""
     tables = {
         "z60": lambda: _cyclic(60),
         "a4xz5": lambda: _direct_product(_permutations(4, only_even=True), _cyclic(5)),
@@ -156,7 +156,7 @@ def _cyclic(order: int) -> Tensor:
 
 
 def _permutations(n: int, *, only_even: bool) -> Tensor:
-    """The symmetric or alternating group on n points."""
+    """Build the symmetric or alternating group on n points."""
     all_of_them = torch.tensor(list(permutations(range(n))))  # (n!, n), in lexicographic order
     first, second = torch.triu_indices(n, n, 1)
     inversions = (all_of_them[:, first] > all_of_them[:, second]).sum(1)
@@ -167,6 +167,6 @@ def _permutations(n: int, *, only_even: bool) -> Tensor:
 
 
 def _direct_product(left: Tensor, right: Tensor) -> Tensor:
-    """Element (a, b) has number a * len(right) + b."""
+    """Build the product of two groups: element (a, b) has number a * len(right) + b."""
     order = len(left) * len(right)
     return (left[:, None, :, None] * len(right) + right[None, :, None, :]).reshape(order, order)

@@ -1,4 +1,4 @@
-"""Strings: write a string again, as it stands, backwards or sorted."""
+"""Strings: write a string again, unchanged, reversed or sorted."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class StringTask(Task):
 
     shows_answers = True
     n_head: int = 1
-    """Tokens of the prompt before s: `$`."""
+    """Number of prompt tokens before s: `$`."""
     n_tail: int = 1
-    """Tokens of the prompt after s: `|`."""
+    """Number of prompt tokens after s: `|`."""
     n_asked: int = 1
-    """Letters that the question is about: no string is shorter."""
+    """Number of letters that the question covers: no string is shorter."""
     length_answer: int | None = None
-    """Letters of the answer; None: as many as s has."""
+    """Number of letters in the answer; None: as many as s has."""
 
     def __init__(self, *, seq_len: int, min_length: int, n_letters: int) -> None:
         super().__init__(seq_len=seq_len)
@@ -71,12 +71,12 @@ class StringTask(Task):
 
     @property
     def longest(self) -> int:
-        """Letters of the longest string that fits: its answer is shown but for the end token."""
+        """Number of letters in the longest string that fits: its answer is shown without the end token."""
         room = self.seq_len - self.n_head - self.n_tail
         return room // 2 if self.length_answer is None else room - self.length_answer
 
     def n_answer(self, length: Length) -> Length | int:
-        """Letters of the answer for a string of that length."""
+        """Return the number of letters in the answer for a string of that length."""
         return length if self.length_answer is None else self.length_answer
 
     @property
@@ -99,7 +99,7 @@ class StringTask(Task):
         return longer
 
     def _string(self, batch_size: int, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(batch, longest) letters, and how many columns before each string are not part of it: (batch, 1)."""
+        """Draw (batch, longest) letters, and how many columns before each string are not part of it: (batch, 1)."""
         n_lengths = self.longest - self.min_length + 1
         n_blank = torch.randint(n_lengths, (batch_size, 1), generator=rng, device=device)
         return torch.randint(self.n_letters, (batch_size, self.longest), generator=rng, device=device), n_blank
@@ -115,7 +115,7 @@ class StringTask(Task):
         return Batch(written[:, :-1].contiguous(), targets)
 
     def _ended(self, answer: Tensor, n_blank: Tensor) -> Tensor:
-        """The answer, its end token behind its last letter, then pads: one column more."""
+        """Return the answer with the end token after its last letter, then pads: one column more."""
         column = torch.arange(answer.shape[1] + 1, device=answer.device)
         end = self.n_answer(self.longest - n_blank)
         return F.pad(answer, (0, 1)).masked_fill(column == end, self.end).masked_fill(column > end, self.pad)
@@ -139,11 +139,11 @@ class StringTask(Task):
         raise ValueError(f"baseline={baseline} is unknown; choose from: {', '.join(self.baselines())}")
 
     def _n_blank(self, inputs: Tensor) -> Tensor:
-        """Pads before each prompt: (batch, 1)."""
+        """Count the pads before each prompt: (batch, 1)."""
         return (inputs == self.start).int().argmax(dim=1, keepdim=True)
 
     def _is_end(self, inputs: Tensor) -> Tensor:
-        """Where the end token is the target: (batch, seq_len), or (seq_len,) when that is the same for all."""
+        """Return where the end token is the target: (batch, seq_len), or (seq_len,) if that is the same for all."""
         position = torch.arange(self.seq_len, device=inputs.device)
         return position == self.n_prompt - 1 + self.n_answer(self.longest - self._n_blank(inputs))
 
@@ -161,7 +161,7 @@ class StringTask(Task):
 
     @abstractmethod
     def _solve(self, inputs: Tensor, n_blank: Tensor) -> Tensor:
-        """The letters of the answers, from column 0: (batch, n_answer(longest)), anything behind an answer's end."""
+        """Solve for the answers, from column 0: (batch, n_answer(longest)), with anything after their ends."""
 
 
 class StringCopy(StringTask):

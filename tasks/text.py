@@ -59,7 +59,7 @@ class Text(Task):
         self.tokenizer = tokenizer
         self.bpe_vocab_size = bpe_vocab_size
         self.split: Split = "train"
-        self.corpus = Corpus(**corpus)  # shared, as its tokens are, by the copies that with_length and for_split make
+        self.corpus = Corpus(**corpus)  # copies made by with_length and for_split share the corpus, and also its tokens
         self.check()
         self.tokens = tokens_of(self.corpus, tokenizer, bpe_vocab_size)
 
@@ -88,9 +88,9 @@ class Text(Task):
         return ranged
 
     def slices(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Where recall helps, and how much context a position has (Arora et al. 2023, "Zoology", section 3).
+        """Return masks by recall and by position, i.e. length of context (Arora et al. 2023, "Zoology", section 3).
 
-        `recall`: the token to predict ends a pair that the context has held before; `other`: it does not. The
+        `recall`: the token to predict completes a pair that occurred in the context; `other`: it does not. The
         last position, whose target is not among the inputs, is in neither. `position_16`: 16 to 31, and so on.
         """
         pairs = inputs[:, :-1] * self.tokens.vocab_size + inputs[:, 1:]
@@ -129,20 +129,20 @@ class Text(Task):
         raise ValueError(f"baseline={baseline} is unknown; choose from: uniform, unigram")
 
     def _unigram(self) -> Tensor:
-        """Probability of each token by its count in the train split: (vocab_size,)."""
+        """Return the probability of each token by its count in the train split: (vocab_size,)."""
         counts = 1 + torch.tensor(self.tokens.counts["train"], dtype=torch.float64)
         return counts / counts.sum()
 
 
 def is_repeat(numbers: Tensor) -> Tensor:
-    """Whether an earlier entry of the row is the same: (batch, n) -> (batch, n)."""
+    """Mark entries that equal an earlier one of their row: (batch, n) -> (batch, n)."""
     ordered, place = numbers.sort(dim=1, stable=True)
     is_same = F.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0))
     return torch.zeros_like(is_same).scatter_(1, place, is_same)
 
 
 def octaves(inputs: Tensor) -> dict[str, Tensor]:
-    """Positions from one power of two to the next, by the first of them; as masks of the shape of `inputs`."""
+    """Return masks, shaped as `inputs`, of positions from one power of two to the next, named by the first."""
     position = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
     starts = [0, *(2**i for i in range((inputs.shape[1] - 1).bit_length()))]
     return {f"position_{start}": (position >= start) & (position < max(1, 2 * start)) for start in starts}
