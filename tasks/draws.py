@@ -27,7 +27,7 @@ def distinct(n: int, k: int, batch_size: int, rng: torch.Generator, device: torc
 
 
 def enough_draws(n: int, k: int) -> int:
-    """Count the draws from n that hold k different numbers in all but one row in 10^18: mean, ten spreads and a margin."""
+    """Count the draws from n that hold k different numbers in all but one row in 10^18: mean, ten spreads, a margin."""
     mean = -n * math.log1p(-k / n)
     return math.ceil(mean + 10 * math.sqrt(mean - k)) + 20
 

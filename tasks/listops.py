@@ -78,7 +78,7 @@ class ListOps(Task):
             )
 
     def _longest(self, depth: int) -> int:
-        """Return the length of the longest list at a depth (the outer list's is 1) or, beyond the deepest, of a digit."""
+        """Return the length of the longest list at a depth (1 for the outer list); below the deepest, of a digit."""
         longest = 1
         for _ in range(depth, self.max_depth + 1):
             longest = 2 + self.max_args * longest

@@ -1,4 +1,4 @@
-"""Multi-head softmax attention: over the whole past, or over a sliding window.
+"""Multi-head softmax attention over the whole past or over a sliding window.
 
 Legend: B batch, H heads, T positions, K head width.
 """
@@ -22,7 +22,7 @@ from arch_bench.positions import Positions, alibi_slopes, first_waves, rotate, w
 
 
 class HeadDials(TypedDict):
-    """What every attention takes, as `Attention` explains it."""
+    """Settings that every attention takes; `Attention` explains them."""
 
     d_model: int
     n_heads: int
@@ -93,9 +93,9 @@ class Attention(Mixer):
         return max_len
 
     def _project(self, x: Tensor, position: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, d_model) -> q (B, H, T, K), k and v (B, n_kv_heads, T, K), normed and rotated where that is asked for.
+        """Project (B, T, d_model) to q (B, H, T, K), k and v (B, n_kv_heads, T, K), normed and rotated if configured.
 
-        position: where the one token stands that x holds; None for a sequence from its start.
+        position: the position of the single token in x; None for a sequence from its start.
         """
         q, k, v = self._split(self.qkv(x))
         q, k = self.q_norm(q), self.k_norm(k)
@@ -109,7 +109,7 @@ class Attention(Mixer):
         return q if self.is_scaled else q * q.shape[-1] ** 0.5  # all kernels divide by sqrt(K)
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, ...]:
-        """(B, T, all heads' widths) -> q, k, v as (B, their heads, T, K), whose gradients return in that layout."""
+        """Split (B, T, all heads' widths) into q, k, v, (B, their heads, T, K); gradients return in that layout."""
         sizes = (self.n_heads, self.n_kv_heads, self.n_kv_heads)
         heads = qkv.unflatten(-1, (sum(sizes), -1))
         return tuple(each.transpose(1, 2) for each in heads.split(sizes, dim=2))
@@ -121,24 +121,24 @@ class Attention(Mixer):
         return self._merge(self._attend(*self._project(x)))
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Projections, and 4 d_model per visible pair of positions for its score and its value.
+        """Count the projections, and 4 d_model per visible pair of positions for its score and its value.
 
-        The visible pairs exactly: 2 d_model (T + 1) over the whole past, where 2 T d_model is customary.
+        Visible pairs are counted exactly: 2 d_model (T + 1) over the whole past, where 2 T d_model is customary.
         """
         pairs = 4 * self.out.in_features * self._n_pairs(seq_len)
         return count_flops(self.qkv.weight, self.out.weight) + pairs / seq_len
 
     def _n_pairs(self, seq_len: int) -> float:
-        """Pairs of positions of which one sees the other, the mean over heads."""
+        """Count the visible pairs of positions, averaged over heads."""
         return n_band_pairs(seq_len, self._cache_len(seq_len))
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """(keys, values, position): a ring of the positions that can still be seen, in the activations' dtype."""
+        """Return (keys, values, position): a ring of the visible positions, in the activations' dtype."""
         keys, values = self._cache(batch_size, self.n_kv_heads, self._cache_len(max_len))
         return keys, values, torch.tensor(position, device=keys.device)
 
     def _cache(self, batch_size: int, n_heads: int, size: int) -> tuple[Tensor, Tensor]:
-        """Empty keys and values for `size` positions."""
+        """Return empty keys and values for `size` positions."""
         shape = (batch_size, n_heads, size, self.out.in_features // self.n_heads)
         keys = torch.zeros(shape, device=self.out.weight.device, dtype=self.cache_dtype())
         return keys, torch.zeros_like(keys)
@@ -151,7 +151,7 @@ class Attention(Mixer):
         return self._merge(self._attend(q, k, v)), (keys, values, position + x.shape[1])
 
     def _keep(self, cache: Tensor, prompt: Tensor) -> None:
-        """Write the keys or values of a prompt (B, H, T, K) that can still be seen into an empty cache."""
+        """Write the keys or values of a prompt (B, H, T, K) that are still visible into an empty cache."""
         T, size = prompt.shape[2], cache.shape[2]
         slots = torch.arange(max(0, T - size), T, device=cache.device) % size
         cache.index_copy_(2, slots, prompt[:, :, -size:].to(cache.dtype))
@@ -166,18 +166,18 @@ class Attention(Mixer):
         return self._merge(y.to(x_t.dtype))[:, 0], (keys, values, position + 1)
 
     def _slot(self, position: Tensor, size: int) -> Tensor:
-        """Where a cache of `size` keeps a position."""
+        """Return the slot of a position in a cache of `size`."""
         return position % size
 
     def _look_back(self, q: Tensor, keys: Tensor, values: Tensor, position: Tensor) -> Tensor:
-        """The one query (B, H, 1, K) at `position` on what the cache holds, its own key included."""
+        """Attend from the one query (B, H, 1, K) at `position` to the cache, its own key included."""
         return look_back(q, keys, values, position, self.slopes)
 
 
 def look_back(
     q: Tensor, keys: Tensor, values: Tensor, position: Tensor, slopes: Tensor | None, *, dilation: int = 1
 ) -> Tensor:
-    """One query on a ring of keys and values, or on those of its residue class: every `dilation`-th behind.
+    """Attend from one query to a ring of keys and values, or to its residue class only: every `dilation`-th behind.
 
     q: (B, H, 1, K), at `position`; keys, values: (B, H or fewer, size, K), the size a multiple of `dilation`.
     """
@@ -186,15 +186,15 @@ def look_back(
     if dilation > 1:
         slots = slots + position % dilation
         keys, values = keys.index_select(2, slots), values.index_select(2, slots)
-    distance = (position - slots) % size  # age of what each slot of the ring holds
+    distance = (position - slots) % size  # age of the entry in each slot of the ring
     bias = attention.attention_bias(distance[None], position + 1, slopes)
     bias = bias if slopes is None else bias.to(keys.dtype).view(keys.shape[1], -1, len(slots))
-    group = q.reshape(len(q), keys.shape[1], -1, q.shape[-1])  # the queries of a key, as a sequence of them
+    group = q.reshape(len(q), keys.shape[1], -1, q.shape[-1])  # the queries that share a key, as a sequence
     return F.scaled_dot_product_attention(group, keys, values, attn_mask=bias).reshape(q.shape)
 
 
 def local_obstacles(heads: attention.Heads) -> dict[str, str | None]:
-    """Why each kernel of window attention cannot run here, or None."""
+    """Return why each kernel of window attention cannot run here, or None."""
     fused = {"varlen": local_attention.varlen_obstacle(heads), "flex": local_attention.flex_obstacle(heads)}
     return {**fused, "blocks": None, "reference": None}
 
@@ -202,8 +202,8 @@ def local_obstacles(heads: attention.Heads) -> dict[str, str | None]:
 class BidirectionalAttention(Attention):
     """Attention over all positions, later ones too (Devlin et al. 2019): the mixer of an encoder.
 
-    It has no state and no step: each new token would change what all the others have seen. Training costs
-    O(T^2 d_model), twice that of the causal form. Raises as `Attention`, and Unsupported when it is to decode.
+    It has no state and no step: each new token would change the outputs of all others. Training costs
+    O(T^2 d_model), twice that of the causal form. Raises as `Attention`, and Unsupported when decoding.
     """
 
     card = Card("attention", "none", "2 T d", "none", "Devlin et al. 2019")
@@ -246,7 +246,7 @@ class LocalAttention(Attention):
         return min(self.window, max_len)
 
     def bare(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """FlashAttention with a window, as PyTorch offers it, on plain heads (CUDA, bf16)."""
+        """Return FlashAttention with a window, as in PyTorch, on plain heads (CUDA, bf16)."""
         return {"varlen_attn": self._flash} if self.out.weight.is_cuda and self.n_kv_heads == self.n_heads else {}
 
     def _flash(self, x: Tensor) -> Tensor:

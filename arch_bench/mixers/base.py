@@ -1,4 +1,4 @@
-"""The contract of a sequence mixer: one parallel form, one stepwise form, one honest state."""
+"""The contract of a sequence mixer: a parallel form, a stepwise form, and a state with all that they carry."""
 
 from __future__ import annotations
 
@@ -12,68 +12,68 @@ from torch import Tensor, nn
 from arch_bench.ops.kernel import choose_kernel
 
 State = tuple[Any, ...]
-"""What `step` carries from token to token: a tuple of tensors, or of such tuples."""
+"""State that `step` carries from token to token: a tuple of tensors, or of such tuples."""
 
 
 class Card(NamedTuple):
-    """What the table of backbones says of a mixer. T positions, d d_model; other letters as the mixer's arguments."""
+    """Costs of a mixer in the table of backbones. T positions, d d_model; other letters as the mixer's arguments."""
 
     family: str
     state: str
-    """Numbers that one sequence carries per layer, after T tokens."""
+    """Numbers that one sequence carries per layer after T tokens."""
     training: str
-    """Operations per token and layer besides the projections, which take O(d^2) in every mixer."""
+    """Operations per token and layer in training, besides the projections, which take O(d^2) in every mixer."""
     decoding: str
-    """The same for a token that is decoded."""
+    """Operations per decoded token and layer, likewise."""
     source: str
 
 
 class Mixer(nn.Module, ABC):
-    """Moves information between positions: (batch, seq_len, d_model) -> the same shape, causally.
+    """Module that moves information between positions, causally: (batch, seq_len, d_model) -> the same shape.
 
-    Constructors are keyword-only, and raise ValueError for a size that cannot be, by its name. The device is the
-    default device at construction (`with torch.device(...)`), so that a kernel is decided there, once.
+    Constructors are keyword-only and raise ValueError for an invalid size, by its name. The device is the default
+    device at construction (`with torch.device(...)`), where the kernel is chosen, once.
     """
 
     card: ClassVar[Card | None] = None
     kernel: str
-    """The implementation that runs, decided at construction; a row records it."""
+    """Implementation that runs, chosen at construction; a row records it."""
     kernels: Mapping[str, str | None]
-    """Every implementation of the parallel form, the fastest first, and why it cannot run here, or None."""
+    """Every implementation of the parallel form, the fastest first, with the reason it cannot run here, or None."""
     step_kernel: str
-    """The implementation behind `step`, which need not be that of the parallel form."""
+    """Implementation behind `step`, which may differ from that of the parallel form."""
     is_causal: ClassVar[bool] = True
-    """Whether no position sees a later one."""
+    """True if no position sees a later one."""
     takes_relative_positions: ClassVar[bool] = False
-    """Whether the mixer itself can apply rotary or ALiBi positions, as attention can."""
+    """True if the mixer can apply rotary or ALiBi positions itself, as attention can."""
     picks_by_score: ClassVar[bool] = False
-    """Whether it picks what to see by comparing scores: rounded ones may pick otherwise, which is no error."""
+    """True if it selects positions by comparing scores: rounded scores may select others, which is no error."""
     keeps_precision: ClassVar[bool] = False
-    """Whether it computes in its weights' precision, also under autocast."""
+    """True if it computes in its weights' precision, also under autocast."""
     reads_whole_state: ClassVar[bool] = True
-    """Whether each step reads all of its state: only then can the bytes be told that it moves."""
+    """True if each step reads all of its state: only then is the number of bytes moved known."""
     counts_all_flops: ClassVar[bool] = True
-    """Whether `flops_per_token` holds all of them, so that utilisation can be told."""
+    """True if `flops_per_token` is complete, so that utilisation can be computed."""
 
     damps_with_depth: ClassVar[bool] = False
-    """Whether its authors start all that a model adds to its residual stream smaller, the deeper the model is."""
+    """True if its authors initialise all that a model adds to its residual stream smaller, the deeper the model is."""
 
     def choose(self, kernel: str, kernels: Mapping[str, str | None]) -> None:
-        """Decide `kernel` among `kernels`. Raises as `choose_kernel`."""
+        """Choose `kernel` among `kernels`. Raises as `choose_kernel`."""
         self.kernels = kernels
         self.kernel = choose_kernel(kernel, kernels)
 
     def bare(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """The same work by plain calls of a library, to be compared with: name -> function of x."""
+        """Return the same work by plain library calls, as a reference for speed: name -> function of x."""
         return {}
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """All positions at once, the way it is trained. x: (batch, seq_len, d_model)."""
+        """Compute all positions at once, as in training. x: (batch, seq_len, d_model)."""
 
     @abstractmethod
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """An empty state for up to `max_len` tokens, on the module's device.
+        """Return an empty state for up to `max_len` tokens, on the module's device.
 
         `position` > 0 gives a state of the size and cost it has after that many tokens, for timing a decode at a
         context length without running the prompt first.
@@ -81,30 +81,30 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """`forward` over a prompt from an empty state, which it also fills. x: (batch, seq_len, d_model)."""
+        """Run `forward` over a prompt from an empty state and fill that state. x: (batch, seq_len, d_model)."""
 
     @abstractmethod
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
-        """One token. x_t: (batch, d_model) -> (batch, d_model). May update the given state's tensors in place."""
+        """Process one token: (batch, d_model) -> (batch, d_model). May update the given state's tensors in place."""
 
     @abstractmethod
     def flops_per_token(self, seq_len: int) -> float:
-        """Floating-point operations of `forward` per token, averaged over a causal sequence of `seq_len` tokens.
+        """Count floating-point operations of `forward` per token, averaged over a causal sequence of `seq_len` tokens.
 
-        What model FLOP utilisation counts: products with weights (`count_flops`) and between positions, 2 operations
-        per multiply-add. The mathematics, whatever the kernel: masked pairs and recomputation are left out.
+        As for model FLOP utilisation: products with weights (`count_flops`) and between positions, 2 operations per
+        multiply-add. The mathematics only, for any kernel: masked pairs and recomputation are left out.
         """
 
     def elementwise_flops_per_token(self, seq_len: int) -> float:
-        """The same for a recurrence that is no matrix product, where it is more than a few operations per channel."""
+        """Count operations of a recurrence that is no matrix product, if above a few operations per channel."""
         return 0.0
 
     def state_bytes(self, max_len: int) -> int:
-        """Bytes that one sequence carries, counted from the tensors themselves."""
+        """Count the bytes that one sequence carries, from the tensors themselves."""
         return count_bytes(self.init_state(1, max_len))
 
     def cache_dtype(self) -> torch.dtype:
-        """The dtype activations have when they are cached: autocast's where it is on, else the parameters'."""
+        """Return the dtype of cached activations: autocast's if it is on, else the parameters'."""
         weight = next(self.parameters())
         kind = weight.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -113,7 +113,7 @@ class Mixer(nn.Module, ABC):
 
 
 def tensors(state: State) -> Iterator[Tensor]:
-    """Every tensor of a nested state."""
+    """Yield every tensor of a nested state."""
     for item in state:
         if isinstance(item, Tensor):
             yield item
@@ -122,10 +122,10 @@ def tensors(state: State) -> Iterator[Tensor]:
 
 
 def count_bytes(state: State) -> int:
-    """Bytes of all tensors in a state."""
+    """Count the bytes of all tensors in a state."""
     return sum(t.numel() * t.element_size() for t in tensors(state))
 
 
 def count_flops(*weights: Tensor) -> int:
-    """Floating-point operations per token of linear maps and convolutions: a multiply-add for each entry."""
+    """Count floating-point operations per token of linear maps and convolutions: a multiply-add for each entry."""
     return 2 * sum(weight.numel() for weight in weights)

@@ -1,4 +1,4 @@
-"""Causal convolutions: stacked short ones with holes, and one as long as the sequence.
+"""Causal convolutions: stacked short dilated ones, and one as long as the sequence.
 
 Legend: B batch, T positions, D d_model, K taps, W width of the filter's network, F features of a position.
 """
@@ -21,13 +21,13 @@ from arch_bench.ops.long_convolution import long_convolution
 
 class TCN(Mixer):
     """Temporal convolutional network: a stack of residual units, one per dilation (Bai et al. 2018, arXiv:1803.01271,
-    figure 1). The paper doubles the dilation from layer to layer; a mixer does not know its layer, and holds them all.
+    figure 1). The paper doubles the dilation from layer to layer; a mixer has no layer index, so it holds them all.
 
         unit(x) = relu(x + relu(conv2(relu(conv1(x))))),    conv(x)_t = bias + sum_k weight_k x_{t - (K-1-k) dilation}
 
     Weight normalisation and dropout inside the unit are left out. A position sees 2 (K - 1) sum(dilations) before it.
 
-    State: what each convolution still sees, 2 (K - 1) sum(dilations) d_model numbers, whatever the length. A token
+    State: the inputs that each convolution still sees, 2 (K - 1) sum(dilations) d_model numbers at any length. A token
     costs 2 K d_model^2 multiply-adds per dilation, in training as in decoding.
 
     Raises ValueError if `d_conv` or a dilation is less than 1, or there is none.
@@ -53,14 +53,14 @@ class TCN(Mixer):
         return cast("list[nn.Conv1d]", list(self.convs))
 
     def _units(self, x: Tensor, conv: Callable[[nn.Conv1d, int, Tensor], Tensor]) -> Tensor:
-        """All units, with `conv` to apply a convolution, given as itself and its number."""
+        """Apply all units; `conv` applies a convolution, given as itself and its number."""
         layers = list(enumerate(self._layers))
         for (i, first), (j, second) in zip(layers[::2], layers[1::2], strict=True):
             x = F.relu(x + F.relu(conv(second, j, F.relu(conv(first, i, x)))))
         return x
 
     def _conv(self, layer: nn.Conv1d, _: int, x: Tensor) -> Tensor:
-        """All positions. x: (B, T, D)."""
+        """Convolve all positions. x: (B, T, D)."""
         n_before = _reach(layer)
         if self.kernel == "reference":
             padded = F.pad(x, (0, 0, n_before, 0))
@@ -74,11 +74,11 @@ class TCN(Mixer):
         return self._units(x, self._conv)
 
     def flops_per_token(self, seq_len: int) -> float:
-        """4 K d_model^2 per dilation."""
+        """Count 4 K d_model^2 per dilation."""
         return count_flops(*(layer.weight for layer in self._layers))
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """The last (K - 1) dilation inputs of each convolution, (B, (K - 1) dilation, D), the oldest first."""
+        """Return the last (K - 1) dilation inputs of each convolution, (B, (K - 1) dilation, D), the oldest first."""
         dtype = self.cache_dtype()
         shapes = ((batch_size, _reach(layer), layer.in_channels) for layer in self._layers)
         return tuple(self._layers[0].weight.new_zeros(shape, dtype=dtype) for shape in shapes)
@@ -102,7 +102,7 @@ class TCN(Mixer):
 
 
 def _reach(layer: nn.Conv1d) -> int:
-    """How many inputs before the current one it sees."""
+    """Return how many inputs before the current one a convolution sees."""
     return (layer.kernel_size[0] - 1) * layer.dilation[0]
 
 
@@ -155,12 +155,12 @@ class Hyena(Mixer):
         widths = (n_features, filter_width, filter_width, filter_width)
         self.filter = nn.ModuleList(nn.Linear(width, filter_width) for width in widths[:-1])
         self.filter_out = nn.Linear(filter_width, d_model, bias=False)
-        self.sine_freq = nn.Parameter(torch.full((filter_width,), sine_freq))  # one for all layers
+        self.sine_freq = nn.Parameter(torch.full((filter_width,), sine_freq))  # shared by all layers
         for parameter in (self.skip, self.sine_freq, *self.filter.parameters(), *self.filter_out.parameters()):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
     def _taps(self, length: int) -> Tensor:
-        """(length, D), in float32 or wider: rounding time to bf16 would make steps of it."""
+        """Compute the filter (length, D), in float32 or wider: rounding time to bf16 would quantise it into steps."""
         dtype = torch.promote_types(self.skip.dtype, torch.float32)
         j = torch.arange(length, device=self.skip.device, dtype=dtype).unsqueeze(-1)
         with torch.autocast(j.device.type, enabled=False):
@@ -180,7 +180,7 @@ class Hyena(Mixer):
         return p, q * v
 
     def _parallel(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Output, input of the short convolution and u."""
+        """Return the output, the input of the short convolution, and u."""
         projected = self.in_proj(x)
         p, u = self._gate(causal_conv(projected, self.conv1d.weight, self.conv1d.bias) if self.conv1d else projected)
         z = long_convolution(u, self._taps(x.shape[1]).mT, kernel=self.kernel) + self.skip * u
@@ -190,9 +190,9 @@ class Hyena(Mixer):
         return self._parallel(x)[0]
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Projections, the short convolution, and 10 d_model log2 T for the long one: two transforms of 5 n log2 n.
+        """Count projections, short convolution, and 10 d_model log2 T for the long one: two transforms of 5 n log2 n.
 
-        Without the filter, which depends on no token: 2 W (F + 2 W + d_model) per position, once for a whole batch.
+        The filter is left out, as it depends on no token: 2 W (F + 2 W + d_model) per position, once for a whole batch.
         """
         short = self.conv1d.weight.numel() if self.conv1d else 0
         d_model = self.out_proj.in_features
@@ -200,7 +200,7 @@ class Hyena(Mixer):
 
     @torch.no_grad()
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """(window, u of all tokens (B, max_len, D), taps (max_len, D), position)."""
+        """Return (window, u of all tokens (B, max_len, D), taps (max_len, D), position)."""
         d_model, dtype = self.out_proj.in_features, self.cache_dtype()
         n_before = self.conv1d.kernel_size[0] - 1 if self.conv1d else 0
         window = self.skip.new_zeros(batch_size, n_before, 3 * d_model, dtype=dtype)
@@ -221,6 +221,6 @@ class Hyena(Mixer):
             projected, window = causal_conv_step(projected, window, self.conv1d.weight, self.conv1d.bias)
         p, u = self._gate(projected)
         us.index_copy_(1, position[None], u.unsqueeze(1).to(us.dtype))
-        age = (position - torch.arange(len(taps), device=us.device)) % len(taps)  # of u that are still to come: 0
+        age = (position - torch.arange(len(taps), device=us.device)) % len(taps)  # entries of u for later tokens are 0
         z = torch.einsum("btd,td->bd", us.to(taps.dtype), taps[age]) + self.skip * u
         return self.out_proj(p * z.to(p.dtype)), (window, us, taps, position + 1)

@@ -1,4 +1,4 @@
-"""What mixers share that see the last few tokens by a short convolution, and the rest by a recurrent state."""
+"""Base of mixers that see the last few tokens by a short convolution and the rest by a recurrent state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from arch_bench.ops.causal_conv import causal_conv, causal_conv_step, causal_win
 
 
 class ConvolvedMixer(Mixer):
-    """u = silu(conv1d over the last d_conv projections), then a recurrence on u: `_project`, `_mix`.
+    """Mixer with u = silu(conv1d over the last d_conv projections), then a recurrence on u: `_project`, `_mix`.
 
     State: d_conv - 1 projections in the activations' dtype, and one of `state_shape` in float32.
     """
@@ -22,12 +22,12 @@ class ConvolvedMixer(Mixer):
     step_kernel = "eager"
     conv1d: nn.Conv1d | None
     n_channels: int
-    """Of the convolution."""
+    """Channels of the convolution."""
     state_shape: tuple[int, ...]
-    """Of one sequence; mostly heads, width of a key, width of a value."""
+    """Shape of the state of one sequence; mostly heads, width of a key, width of a value."""
 
     def _build_conv(self, n_channels: int, d_conv: int, bias: bool) -> None:
-        """Without taps u = silu(projection)."""
+        """Build the convolution; without taps u = silu(projection)."""
         at_least(0, d_conv=d_conv)
         self.n_channels = n_channels
         self.conv1d = nn.Conv1d(n_channels, n_channels, d_conv, groups=n_channels, bias=bias) if d_conv else None
@@ -37,11 +37,11 @@ class ConvolvedMixer(Mixer):
 
     @abstractmethod
     def _project(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(..., d_model) -> what is convolved (..., n_channels), and what else the token decides."""
+        """Project (..., d_model) to the convolution's input (..., n_channels) and the token's other values."""
 
     @abstractmethod
     def _mix(self, u: Tensor, rest: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Output (..., d_model) and the last state: of all positions from none, or of one token from `state`."""
+        """Return output (..., d_model) and last state, of all positions from an empty state or of one from `state`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._parallel(x)[0]
@@ -53,7 +53,7 @@ class ConvolvedMixer(Mixer):
         return y, state
 
     def _parallel(self, x: Tensor) -> tuple[Tensor, State]:
-        """Output and the state after the last position. x: (B, T, d_model)."""
+        """Return the output and the state after the last position. x: (B, T, d_model)."""
         projected, rest = self._project(x)
         conv = self.conv1d
         u = self._activate(projected if conv is None else causal_conv(projected, conv.weight, conv.bias))
@@ -78,5 +78,5 @@ class ConvolvedMixer(Mixer):
         return self.conv1d.kernel_size[0] if self.conv1d else 1
 
     def _projection_flops(self) -> int:
-        """Of the linear maps and the convolution."""
+        """Count the operations of the linear maps and the convolution."""
         return count_flops(*(m.weight for m in self.modules() if isinstance(m, nn.Linear | nn.Conv1d)))

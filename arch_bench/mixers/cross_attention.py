@@ -1,4 +1,4 @@
-"""Cross attention: the positions of one sequence look at those of another, its source.
+"""Cross attention: the positions of one sequence attend to those of another, its source.
 
 Legend: B batch, H heads, S positions of the source, T positions that ask, K head width.
 """
@@ -21,7 +21,7 @@ class CrossAttention(Attention):
     State: the keys and values of the source, 2 S n_kv_heads K numbers, which no step changes; `prefill` and `step` ask
     the state that they are given. A token that asks costs O(S d_model), in training and when it is decoded.
 
-    Positions of different sequences have no distance: of the dials of `Attention`, `positions` is to be none.
+    Positions of different sequences have no distance: among the settings of `Attention`, `positions` must be none.
     """
 
     takes_relative_positions = False
@@ -31,7 +31,7 @@ class CrossAttention(Attention):
         self.kv = nn.Linear(d_model, 2 * self.n_kv_heads * d_head, bias=False)
 
     def read(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, S, d_model) -> keys and values, (B, n_kv_heads, S, K) each."""
+        """Project (B, S, d_model) to keys and values, (B, n_kv_heads, S, K) each."""
         k, v = self.kv(source).unflatten(-1, (2 * self.n_kv_heads, -1)).transpose(1, 2).chunk(2, dim=1)
         return self.k_norm(k), v
 
@@ -45,7 +45,7 @@ class CrossAttention(Attention):
         return self._merge(y.to(x.dtype).reshape(q.shape))
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Of a token that asks a source of `seq_len` tokens; to read those is `flops_per_source_token`."""
+        """Count operations per query token at a source of `seq_len`; reading it is `flops_per_source_token`."""
         return count_flops(self.q.weight, self.out.weight) + 4 * self.out.in_features * seq_len
 
     def flops_per_source_token(self) -> float:
@@ -55,7 +55,7 @@ class CrossAttention(Attention):
         return [*self.kv.parameters(), *self.k_norm.parameters()]
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """(keys, values) of a source of `max_len` tokens; before it is read values are no numbers, so that it shows."""
+        """Return (keys, values) of a source of `max_len` tokens; NaN until it is read, so that a missing read shows."""
         keys, values = self._cache(batch_size, self.n_kv_heads, max_len)
         return (keys, values) if position else (keys, values.fill_(float("nan")))
 
@@ -80,13 +80,13 @@ class EncoderDecoderAttention:
     kernel: str
 
     def encoder(self, *, d_model: int) -> BidirectionalAttention:
-        """All positions of the source on all of them."""
+        """Attend from all positions of the source to all of them."""
         return BidirectionalAttention(d_model=d_model, **vars(self))
 
     def decoder(self, *, d_model: int) -> Attention:
-        """Each position of the target on itself and the earlier ones."""
+        """Attend from each position of the target to itself and the earlier ones."""
         return Attention(d_model=d_model, **vars(self))
 
     def cross(self, *, d_model: int) -> CrossAttention:
-        """Each position of the target on all of the source."""
+        """Attend from each position of the target to all of the source."""
         return CrossAttention(d_model=d_model, **vars(self) | {"positions": "none"})

@@ -1,4 +1,4 @@
-"""The delta rule: a state that corrects what it holds under a key, rather than adding to it.
+"""The delta rule: a state that corrects the value stored under a key instead of adding to it.
 
 Legend: B batch, T positions, H heads, K and V widths of a head's key and value.
 """
@@ -24,7 +24,7 @@ A_RANGE = (0.0, 16.0)  # decay rates at initialisation (Yang et al. 2025, their 
 
 
 class Inputs(NamedTuple):
-    """Those of `delta_rule`, heads before widths."""
+    """Inputs of `delta_rule`, heads before widths."""
 
     q: Tensor  # (..., H, K)
     k: Tensor  # (..., H, K)
@@ -77,7 +77,7 @@ class DeltaNet(ConvolvedMixer):
         self.choose(kernel, obstacles(Heads(self.out.weight.device, self.cache_dtype(), H, K, V, is_gated)))
 
     def flops_per_token(self, seq_len: int) -> float:
-        """The projections, the convolution, and S^T k, k u^T and S^T q: 6 H K V."""
+        """Count the projections, the convolution, and S^T k, k u^T and S^T q: 6 H K V."""
         return self._projection_flops() + 6 * math.prod(self.state_shape)
 
     def _project(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -93,7 +93,7 @@ class DeltaNet(ConvolvedMixer):
         return self._output(self.norm(read).flatten(-2).to(x.dtype), x), last
 
     def _recur(self, inputs: Inputs, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """o of all positions or of one, heads before widths, and the last S."""
+        """Compute o of all positions or of one, heads before widths, and the last S."""
         if state is not None:
             return delta_rule_step(*inputs, state=state), state
         heads_first = Inputs(*(None if each is None else each.transpose(1, 2) for each in inputs))  # type: ignore[arg-type]
@@ -104,12 +104,12 @@ class DeltaNet(ConvolvedMixer):
         return None
 
     def _output(self, o: Tensor, x: Tensor) -> Tensor:
-        """o: normed and merged, (..., H V)."""
+        """Norm and merge o into (..., H V)."""
         return self.out(o)
 
 
 class GatedDeltaNet(DeltaNet):
-    """DeltaNet that also forgets all of its state, as Mamba-2 does, with a gate (Yang et al. 2025, arXiv:2412.06464).
+    """Gated DeltaNet: a gate also decays the whole state, as in Mamba-2 (Yang et al. 2025, arXiv:2412.06464).
 
         S_t       = alpha_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T            (eq. 10)
         alpha_t   = exp(-exp(A_log) softplus(w^T x_t + dt_bias))                         one number per head

@@ -1,4 +1,4 @@
-"""Any layer of flash-linear-attention as a mixer, for architectures that have none of their own here."""
+"""Wrapper for any layer of flash-linear-attention, for architectures without an implementation here."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from arch_bench.ops.fused import TRIAL, missing, refusal
 from arch_bench.ops.kernel import Unsupported
 
 OURS = {"hidden_size", "d_model", "layer_idx"}
-"""Arguments of the layers that `options` may not set: the block does."""
+"""Arguments of the layers that `options` may not set: the block sets them."""
 TRIAL_PROMPT, TRIAL_STEPS = 3, 5
-"""Tokens of the trial of decoding."""
+"""Number of tokens in the decoding trial."""
 ALLOWED = 5e-2
-"""Relative error of its steps from which on a layer does not decode: rounding in bf16 stays below."""
+"""Relative error of its steps above which a layer does not decode: rounding in bf16 stays below."""
 
 
 class FlaLayer(Mixer):
     """`fla.layers.<layer>(hidden_size=d_model, num_heads=n_heads, layer_idx=0, **options)`, initialised as it is there.
 
-    n_heads goes to the layers that take num_heads. What a layer computes and costs stands in its own file of
-    flash-linear-attention; `kernel=auto` is all it has, so that nothing holds it to a reference, and the gate says so.
+    n_heads is passed to layers that take num_heads. For a layer's function and cost see its file in
+    flash-linear-attention; `kernel=auto` is the only kernel, so there is no reference to check it, as the gate reports.
 
-    State: what the layer writes into fla's cache, as tensors. A layer decodes if that has a fixed size, no tokens mean
-    zeros, and its steps equal its forward pass, which a trial decides: those that keep keys and values, or read their
+    State: the tensors that the layer writes into fla's cache. A layer decodes if these have a fixed size, start from
+    zeros, and its steps equal its forward pass, which a trial decides: layers that keep keys and values, or read their
     position from the host, do not.
 
     Raises ValueError if the layer is unknown, does not take an option, or refuses the sizes; Unsupported where it
@@ -47,7 +47,7 @@ class FlaLayer(Mixer):
         super().__init__()
         self.name, self.d_model = f"fla.layers.{layer}", d_model
         device = torch.get_default_device()
-        is_counted = device.type == "meta"  # without storage, for its parameters
+        is_counted = device.type == "meta"  # on the meta device, only to list its parameters
         if kernel == "reference" and not is_counted:
             raise Unsupported(f"kernel=reference: {self.name} has none here")
         if obstacle := not_installed() or (None if is_counted else missing(device, "fla")):
@@ -56,10 +56,10 @@ class FlaLayer(Mixer):
         self.layer = _build(_class(layer), self.name, d_model, n_heads, options or {})
         if not is_counted and (obstacle := self._refusal()):
             raise Unsupported(f"{self.name}: {obstacle}")
-        self._no_decoding: dict[bool, str] = {}  # by the mode that it is in: some decode in evaluation only
+        self._no_decoding: dict[bool, str] = {}  # depends on its mode: some layers decode in evaluation only
 
     def _refusal(self) -> str | None:
-        """Why it cannot train here, as tried: some dtypes and widths are refused."""
+        """Return why it cannot train here, by trial: some dtypes and widths are refused."""
         x = torch.full((*TRIAL, self.d_model), self.d_model**-0.5)
         return refusal("fla", self.forward, (x,))
 
@@ -67,7 +67,7 @@ class FlaLayer(Mixer):
         return _call(self.layer, x)
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Those of the projections alone: what its state costs the layer does not say, hence `counts_all_flops`."""
+        """Count the projections only: layers do not report the cost of their state, hence `counts_all_flops`."""
         return count_flops(*(p for p in self.parameters() if p.dim() == 2))
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
@@ -91,7 +91,7 @@ class FlaLayer(Mixer):
 
     @torch.no_grad()
     def _after_one_token(self, batch_size: int) -> Any:
-        """What the cache then holds."""
+        """Return the content of the cache after one token."""
         cache, weight = _cache(), next(self.parameters())
         x = weight.new_zeros(batch_size, 1, self.d_model)
         _call(self.layer, x, past_key_values=cache, use_cache=True)
@@ -99,14 +99,14 @@ class FlaLayer(Mixer):
 
     @torch.no_grad()
     def _decode_refusal(self) -> str:
-        """Why it does not decode, or nothing."""
+        """Return why it does not decode, or an empty result."""
         if "past_key_values" not in inspect.signature(self.layer.forward).parameters:
             return "takes no cache: it has no state to decode from"
         try:
             return self._tried_to_decode()
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # of a layer's assertions or of Triton: nothing that they share
+        except Exception as error:  # from a layer's assertions or from Triton: they share no class
             return f"cannot decode here ({_said(error)})"
 
     def _tried_to_decode(self) -> str:
@@ -119,7 +119,7 @@ class FlaLayer(Mixer):
         return self._decode_error(state)
 
     def _decode_error(self, state: State) -> str:
-        """What is wrong with its steps, as tried, or nothing."""
+        """Try its steps and return what is wrong with them, if anything."""
         weight = next(self.parameters())
         rng = torch.Generator(weight.device).manual_seed(0)
         shape = (1, TRIAL_PROMPT + TRIAL_STEPS, self.d_model)
@@ -135,7 +135,7 @@ class FlaLayer(Mixer):
 
 
 def not_installed() -> str | None:
-    """What to install, or None. Asked of the package's record: looking for fla.layers would import all of it."""
+    """Return what to install, or None. Reads the package's metadata: finding fla.layers would import all of it."""
     try:
         distribution("flash-linear-attention")
     except PackageNotFoundError:
@@ -144,7 +144,7 @@ def not_installed() -> str | None:
 
 
 def _class(layer: str) -> type[nn.Module]:
-    """Raises ValueError with what the library has if it has no such layer."""
+    """Return the layer's class. Raises ValueError with the library's layers if it has none of this name."""
     layers = importlib.import_module("fla.layers")
     names = [name for name in layers.__all__ if not name.startswith("YOCO")]  # parts that share keys with each other
     if layer not in names:
@@ -170,26 +170,26 @@ def _build(wanted: type[nn.Module], name: str, d_model: int, n_heads: int, optio
 
 
 def _said(error: Exception) -> str:
-    """In one line."""
+    """Shorten an error to one line."""
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 @torch.compiler.disable
 def _call(layer: nn.Module, x: Tensor, **cache: Any) -> Tensor:
-    """Most layers return more than their output."""
+    """Call the layer and drop its further outputs: most layers return several."""
     found = layer(x, **cache)
     y: Tensor = found[0] if isinstance(found, tuple) else found
     return y
 
 
 def _cache(state: dict[str, Any] | None = None) -> Any:
-    """fla's cache of one layer, empty or with what it held. Its count of tokens is not kept: a graph could not."""
+    """Build fla's cache of one layer, empty or with this state. Its token count is not kept: a graph could not."""
     cache = importlib.import_module("fla.models.utils").Cache
     return cache() if state is None else cache.from_legacy_cache((state,), seen_tokens=1)
 
 
 def _leaves(tree: Any) -> Iterator[Tensor]:
-    """The tensors in what a layer keeps: dicts, tuples and lists of them, and of None."""
+    """Yield the tensors of a layer's cache: nested dicts, tuples and lists, which may hold None."""
     if isinstance(tree, Tensor):
         yield tree
     for item in _items(tree):
@@ -197,7 +197,7 @@ def _leaves(tree: Any) -> Iterator[Tensor]:
 
 
 def _filled(form: Any, leaves: Iterator[Tensor]) -> Any:
-    """The same structure with other tensors."""
+    """Return the same structure with other tensors."""
     if isinstance(form, Tensor):
         return next(leaves)
     if isinstance(form, dict):
