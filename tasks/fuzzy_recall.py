@@ -120,7 +120,7 @@ class FuzzyRecall(Task):
         return Batch(tokens[:, :-1], targets)
 
     def _pairs(self, batch_size: int, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw motifs (batch, n_pairs, k_motif_size + v_motif_size), key then value; and both sizes (batch, n_pairs)."""
+        """Draw motifs (batch, n_pairs, k_motif_size + v_motif_size), key then value; and sizes (batch, n_pairs)."""
         n_of_size = self._n_of_size(self.k_motif_size)
         codes = [distinct(self.n_keys**size, n, batch_size, rng, device) for size, n in enumerate(n_of_size, 1) if n]
         key_order = self._shuffle(batch_size, rng, device)

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 AttentionFn = Callable[..., Tensor]
-"""Of q, k, v, slopes and is_causal."""
+"""Signature of a kernel: q, k, v, slopes and is_causal."""
 
 
 def attention_bias(distance: Tensor, reach: int | Tensor, slopes: Tensor | None) -> Tensor:
-    """What is added to the scores, from query position minus key position.
+    """Return the bias that is added to the scores, from query position minus key position.
 
     distance: (..., queries, keys); visible are 0 <= distance < reach. Returns a boolean mask of that shape, or with
     slopes a float bias of shape (H, ..., queries, keys).
@@ -41,12 +41,12 @@ def _distances(n: int, device: torch.device) -> Tensor:
 
 
 def for_each_head(x: Tensor, n_heads: int) -> Tensor:
-    """Keys or values, once for each of the query heads that share them: (B, H, T, D)."""
+    """Repeat keys or values for each of the query heads that share them: (B, H, T, D)."""
     return x if x.shape[1] == n_heads else x.repeat_interleave(n_heads // x.shape[1], dim=1)
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None, *, is_causal: bool = True) -> Tensor:
-    """Vaswani et al. 2017, equation 1, written out."""
+    """Compute equation 1 of Vaswani et al. 2017, written out."""
     k, v = (for_each_head(x, q.shape[1]) for x in (k, v))
     if is_causal:
         return local_reference(q, k, v, q.shape[-2], slopes)
@@ -56,7 +56,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None, *, 
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None, *, is_causal: bool = True) -> Tensor:
-    """PyTorch's fused attention: O(T) memory without slopes, O(H T^2) with them (they need an explicit bias)."""
+    """Run PyTorch's fused attention: O(T) memory without slopes, O(H T^2) with them (they need an explicit bias)."""
     is_grouped = q.shape[1] != k.shape[1]
     if slopes is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=is_grouped)
@@ -66,7 +66,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None, *, is_ca
 
 
 def _both_ways(q: Tensor, slopes: Tensor) -> Tensor:
-    """ALiBi where the future is visible too: what is as far away is lowered as much, (H, T, T)."""
+    """Return ALiBi with a visible future: equal distances are lowered equally, (H, T, T)."""
     return -slopes[:, None, None] * _distances(q.shape[-2], q.device).abs()
 
 
@@ -75,14 +75,14 @@ SDPA_BACKENDS = {
     "sdpa_flash": SDPBackend.FLASH_ATTENTION,
     "sdpa_efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-"""What `sdpa` chooses from on CUDA, by an order of its own, which is not always that of their speed."""
+"""Backends of `sdpa` on CUDA; its own order of preference is not always that of their speed."""
 
 
 def sdpa_by(backend: SDPBackend) -> AttentionFn:
-    """`sdpa` by one backend. Raises RuntimeError where that cannot run."""
+    """Run `sdpa` with one backend. Raises RuntimeError if that cannot run."""
 
     def run(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None, *, is_causal: bool = True) -> Tensor:
-        if backend == SDPBackend.EFFICIENT_ATTENTION:  # which knows no groups
+        if backend == SDPBackend.EFFICIENT_ATTENTION:  # this backend does not support groups
             k, v = (for_each_head(x, q.shape[1]) for x in (k, v))
         with sdpa_kernel(backend):
             return sdpa(q, k, v, slopes, is_causal=is_causal)
@@ -91,7 +91,7 @@ def sdpa_by(backend: SDPBackend) -> AttentionFn:
 
 
 class Heads(NamedTuple):
-    """What decides which backend can run, and which is the fastest."""
+    """Properties that decide which backends can run and which is the fastest."""
 
     device: torch.device
     dtype: torch.dtype
@@ -102,7 +102,7 @@ class Heads(NamedTuple):
 
 
 def sdpa_obstacles(heads: Heads) -> dict[str, str | None]:
-    """Why each kernel of full attention cannot train, the fastest first: on CUDA as measured, once in a process."""
+    """Return why each kernel of full attention cannot train, the fastest first: on CUDA measured once per process."""
     if heads.device.type != "cuda":
         no_cuda = dict.fromkeys(SDPA_BACKENDS, f"needs a CUDA device, not {heads.device.type}; use kernel=sdpa")
         return {"sdpa": None, **no_cuda, "reference": None}
@@ -121,9 +121,9 @@ fastest of them leads from 256 to 65,536 positions."""
 @torch.inference_mode(False)
 @torch.enable_grad()
 def _sdpa_speed(name: str, heads: Heads) -> float | str:
-    """Milliseconds of forward and backward of the trial, or why they cannot run."""
+    """Return milliseconds of forward and backward in the trial, or why they cannot run."""
     B, T = SDPA_TRIAL
-    rng = torch.Generator(heads.device).manual_seed(0)  # not the numbers that initialise the model
+    rng = torch.Generator(heads.device).manual_seed(0)  # leave the model's own generator alone
     q, k, v = (
         torch.randn(B, n, T, heads.d_head, device=heads.device, dtype=heads.dtype, generator=rng).requires_grad_()
         for n in (heads.n_heads, heads.n_kv_heads, heads.n_kv_heads)
@@ -135,7 +135,7 @@ def _sdpa_speed(name: str, heads: Heads) -> float | str:
         torch.autograd.grad(attend(q, k, v, slopes).sum(), (q, k, v))
 
     try:
-        with warnings.catch_warnings(action="ignore"):  # PyTorch tells at length why it refuses
+        with warnings.catch_warnings(action="ignore"):  # PyTorch warns at length about why it refuses
             once()
     except RuntimeError as error:
         dtype = str(heads.dtype).removeprefix("torch.")
@@ -144,7 +144,7 @@ def _sdpa_speed(name: str, heads: Heads) -> float | str:
 
 
 def _best_ms(run: Callable[[], object], n: int = 5) -> float:
-    """The shortest of a few runs, by the device's clock."""
+    """Return the shortest of a few runs, by the device's clock."""
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(n + 1)]
     marks[0].record()
     for mark in marks[1:]:
@@ -159,7 +159,7 @@ def _first_line(error: Exception) -> str:
 
 
 def local_reference(q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | None = None) -> Tensor:
-    """Softmax over the last `window` positions, with the full T x T matrix of scores."""
+    """Compute softmax over the last `window` positions, with the full T x T matrix of scores."""
     scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
     bias = attention_bias(_distances(q.shape[-2], q.device), window, slopes)
     scores = scores.masked_fill(~bias, float("-inf")) if slopes is None else scores + bias

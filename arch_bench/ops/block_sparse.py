@@ -22,7 +22,7 @@ BlockSparseFn = Callable[[Tensor, Tensor, Tensor, Pattern, Tensor | None], Tenso
 
 
 def lowered(visible: Tensor, distance: Tensor, slopes: Tensor | None) -> Tensor:
-    """What is added to the scores: the mask as it is, or with slopes -slope * distance, and -inf where hidden.
+    """Return the bias that is added to the scores: the mask itself, or with slopes -slope * distance, -inf if hidden.
 
     visible: (queries, keys) with more in front, among them the heads if it depends on them; distance: without them.
     """
@@ -33,7 +33,7 @@ def lowered(visible: Tensor, distance: Tensor, slopes: Tensor | None) -> Tensor:
 
 
 def _whole(q: Tensor, pattern: Pattern, slopes: Tensor | None) -> Tensor:
-    """The bias of all T x T pairs: ([H,] T, T)."""
+    """Return the bias of all T x T pairs: ([H,] T, T)."""
     _, H, T, _ = q.shape
     _, picks = tables(pattern, -(-T // pattern.block), q.device)
     i, h = torch.arange(T, device=q.device), torch.arange(H, device=q.device)
@@ -42,20 +42,20 @@ def _whole(q: Tensor, pattern: Pattern, slopes: Tensor | None) -> Tensor:
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, slopes: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(D)) over what is visible, from the matrix of all pairs."""
+    """Compute softmax(q k^T / sqrt(D)) over the visible pairs, from the matrix of all pairs."""
     scores, bias = q @ k.mT * q.shape[-1] ** -0.5, _whole(q, pattern, slopes)
     scores = scores.masked_fill(~bias, float("-inf")) if slopes is None else scores + bias
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, slopes: Tensor | None = None) -> Tensor:
-    """Full attention with the pattern as a mask: O(T^2), whatever the pattern hides."""
+    """Run full attention with the pattern as a mask: O(T^2), however sparse the pattern."""
     bias = _whole(q, pattern, slopes)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias if slopes is None else bias.to(q.dtype))
 
 
 def blocks(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, slopes: Tensor | None = None) -> Tensor:
-    """Each block of queries meets the blocks of keys that are gathered for it: O(T W S); runs and trains anywhere."""
+    """Gather for each block of queries the blocks of keys that it meets: O(T W S); runs and trains anywhere."""
     B, H, T, _ = q.shape
     S = pattern.block
     N = -(-T // S)
@@ -74,7 +74,7 @@ def blocks(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, slopes: Tensor | N
 
 
 def _block_bias(pattern: Pattern, table: Tensor, picks: Tensor, n_heads: int, slopes: Tensor | None) -> Tensor:
-    """([H,] N, S, W S), with the heads where it depends on them."""
+    """Return the bias ([H,] N, S, W S), with the heads if it depends on them."""
     offsets = torch.arange(pattern.block, device=table.device)
     i = (torch.arange(len(table), device=table.device)[:, None] * pattern.block + offsets)[..., None]
     j = (table[..., None] * pattern.block + offsets).flatten(1)[:, None]
@@ -83,7 +83,7 @@ def _block_bias(pattern: Pattern, table: Tensor, picks: Tensor, n_heads: int, sl
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, slopes: Tensor | None = None) -> Tensor:
-    """By PyTorch's block-sparse flex attention, in tiles of 128 (CUDA: its backward does not exist on a CPU)."""
+    """Run PyTorch's block-sparse flex attention, in tiles of 128 (CUDA: its backward does not exist on a CPU)."""
 
     def lower_far_scores(score: Tensor, _b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         assert slopes is not None
@@ -96,11 +96,11 @@ def flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, slopes: Tensor | Non
 @cache
 @torch.inference_mode(False)
 def _flex_mask(pattern: Any, n: int, device: torch.device) -> Any:
-    """The pattern as a block mask, every tile with its rule: none is declared full."""
+    """Build the pattern as a block mask with a rule for every tile: no tile is declared full."""
     from torch.nn.attention.flex_attention import BlockMask
 
     n_kv, kv, n_q, queries = (x[None, None] for x in tiles(pattern, n, FLEX_BLOCK, device))
-    if device.type == "cpu":  # whose kernel wants a column for every tile
+    if device.type == "cpu":  # the kernel needs a column for every tile
         kv = F.pad(kv, (0, kv.shape[-2] - kv.shape[-1]))
     _, picks = tables(pattern, -(-n // pattern.block), device)
     held = type(pattern)(*numbers(pattern, device))  # captured as tensors: one compiled kernel serves them all
@@ -116,7 +116,7 @@ def _flex_mask(pattern: Any, n: int, device: torch.device) -> Any:
 
 
 def obstacles(heads: Heads) -> dict[str, str | None]:
-    """Why each kernel cannot run here, or None."""
+    """Return why each kernel cannot run here, or None."""
     return {"flex": flex_obstacle(heads), "blocks": None, "dense": None, "reference": None}
 
 

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, window: Tensor | None = None) -> Tensor:
-    """All positions at once, after the inputs in `window` (zeros if None). Returns x's shape and dtype."""
+    """Convolve all positions at once, after the inputs in `window` (zeros if None). Returns x's shape and dtype."""
     if window is not None:
         n_before = window.shape[1]
         return causal_conv(torch.cat((window.to(x.dtype), x), 1), weight, bias)[:, n_before:]
@@ -32,7 +32,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, window: T
 
 
 def _fusible(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Written out, for a compiler to make one kernel of it and of what surrounds it: `conv1d` is a wall to it."""
+    """Convolve by explicit products, which a compiler fuses with their surroundings; it cannot fuse across `conv1d`."""
     first, *rest = weight.permute(2, 0, 1)  # (channels, 1) each
     padded = F.pad(x.mT, (len(rest), 0))
     y = padded[..., : x.shape[1]] * first
@@ -42,12 +42,12 @@ def _fusible(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def causal_window(x: Tensor, n_taps: int) -> Tensor:
-    """The window after a prompt x: its last K-1 inputs, zeros in front where it is shorter."""
+    """Return the window after a prompt x: its last K-1 inputs, with zeros in front if it is shorter."""
     return F.pad(x, (0, 0, n_taps - 1, 0))[:, x.shape[1] :]
 
 
 def causal_conv_step(x_t: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """One token x_t: (batch, channels); the window moves on by one, in place."""
+    """Process one token x_t: (batch, channels); the window moves on by one, in place."""
     seen = torch.cat((window, x_t.unsqueeze(1).to(window.dtype)), 1)
     window.copy_(seen[:, 1:])
     y_t = (seen * weight.squeeze(1).T).sum(1)

@@ -1,4 +1,4 @@
-"""Sequences in chunks: within one everything is a matrix product, from one to the next goes a state.
+"""Sequences in chunks: matrix products within a chunk, and a state passed from one to the next.
 
 Legend: B batch, H heads, T positions, N chunks, C positions of a chunk, K and V widths of a key and of a value.
 """
@@ -13,17 +13,17 @@ from torch import Tensor
 
 
 def wide(x: Tensor) -> Tensor:
-    """In float32 or wider, as states and decays are."""
+    """Convert to float32 or wider, as states and decays are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def chunk_length(seq_len: int, longest: int) -> int:
-    """A power of two, no longer than `longest` nor than twice the sequence."""
+    """Return a power of two, at most `longest` and at most twice the sequence."""
     return min(longest, 1 << (seq_len - 1).bit_length())
 
 
 def split(x: Tensor, length: int) -> Tensor:
-    """(B, H, T, ...) -> (B, H, N, C, ...), with zeros behind the end: key and log decay of 0 leave a state alone."""
+    """Split (B, H, T, ...) into (B, H, N, C, ...), zero-padded: key and log decay of 0 leave a state unchanged."""
     padding = -x.shape[2] % length
     if padding:
         x = F.pad(x, (0, 0) * (x.dim() - 3) + (0, padding))
@@ -31,12 +31,12 @@ def split(x: Tensor, length: int) -> Tensor:
 
 
 def join(x: Tensor, seq_len: int) -> Tensor:
-    """Back to (B, H, T, ...)."""
+    """Join chunks back to (B, H, T, ...)."""
     return x.flatten(2, 3)[:, :, :seq_len]
 
 
 def decays(total: Tensor) -> Tensor:
-    """The decay between each two positions of a chunk, 0 from a later to an earlier one.
+    """Return the decay between each two positions of a chunk, 0 from a later to an earlier one.
 
     total: (..., C), the cumulative log decay; returns exp(total_t - total_s) for s <= t, as (..., C, C). Differences
     of earlier and later totals are never positive, so nothing overflows.
@@ -47,7 +47,7 @@ def decays(total: Tensor) -> Tensor:
 
 
 def channel_scores(q: Tensor, k: Tensor, total_q: Tensor, total_k: Tensor, diagonal: Tensor) -> Tensor:
-    """scores_ts = sum_c q_t[c] k_s[c] exp(total_q_t[c] - total_k_s[c]) for s < t, `diagonal` for s = t, else 0.
+    """Compute scores_ts = sum_c q_t[c] k_s[c] exp(total_q_t[c] - total_k_s[c]), s < t; `diagonal` at s = t, else 0.
 
     q, k and the cumulative log decays of each channel: (..., C, K), diagonal: (..., C); returns (..., C, C). The
     exponential has to be split between q and k to leave a matrix product, and exp(-total_s) alone overflows. Hence by
@@ -67,7 +67,7 @@ def channel_scores(q: Tensor, k: Tensor, total_q: Tensor, total_k: Tensor, diago
 
 
 def hand_on(kept: Tensor, added: Tensor, act: Callable[[Tensor, Tensor], Tensor] = torch.mul) -> tuple[Tensor, Tensor]:
-    """States handed on from chunk to chunk: h_n = act(kept_n, h_{n-1}) + added_n from zero, in log2(N) rounds.
+    """Pass states from chunk to chunk: h_n = act(kept_n, h_{n-1}) + added_n from zero, in log2(N) rounds.
 
     kept: (B, H, N, ...), what a chunk does to the state that it receives, by factors (`act` = mul) or by a matrix
     (matmul); added: (B, H, N, K, V), the state that it leaves behind by itself. Returns the state that enters each
@@ -88,5 +88,5 @@ def hand_on(kept: Tensor, added: Tensor, act: Callable[[Tensor, Tensor], Tensor]
 
 
 def _pairs(x: Tensor) -> tuple[Tensor, ...]:
-    """(B, H, N, ...) -> the first and the second of each two chunks; one that is left over is left out."""
+    """Return the first and the second of each two chunks of (B, H, N, ...); an odd last one is left out."""
     return x[:, :, : x.shape[2] // 2 * 2].unflatten(2, (-1, 2)).unbind(3)

@@ -1,4 +1,4 @@
-"""The delta rule: a state that forgets what it held under a key before it writes there (DeltaNet, Gated DeltaNet).
+"""The delta rule: a state that erases the value under a key before writing there (DeltaNet, Gated DeltaNet).
 
     S_t = decay_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T         (K, V)
     o_t = S_t^T q_t                                                         (V,)
@@ -29,7 +29,7 @@ CHUNK = 64  # positions
 def delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, *, kernel: str
 ) -> tuple[Tensor, Tensor]:
-    """All positions at once, from a zero state: o in v's dtype and the last state (B, H, K, V), without gradient."""
+    """Process all positions from a zero state: o in v's dtype and the last state (B, H, K, V), without gradient."""
     if kernel == "fla":
         return _fla(q, k, v, beta, log_decay)
     attend = {"chunked": _chunked, "reference": _reference}[kernel]
@@ -42,7 +42,7 @@ def delta_rule(
 def delta_rule_step(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, *, state: Tensor
 ) -> Tensor:
-    """o of one token; everything without T. Updates the state (B, H, K, V) in place."""
+    """Compute o of one token; all inputs without T. Updates the state (B, H, K, V) in place."""
     with torch.autocast(v.device.type, enabled=False):
         if log_decay is not None:
             state.mul_(wide(log_decay).exp()[..., None, None])
@@ -54,7 +54,7 @@ def delta_rule_step(
 
 @torch.compiler.disable  # a loop that tracing would only unroll
 def _reference(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The recurrence: beta corrects the state's error at the key. `unbind`, as indexing costs O(T^2) backward."""
+    """Run the recurrence: beta corrects the state's error at the key. `unbind`, as indexing costs O(T^2) backward."""
     decay = (torch.zeros_like(beta) if log_decay is None else log_decay).exp()
     state = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
     rows, columns = (x.unsqueeze(-2).unbind(2) for x in (q, k)), (x[..., None, None].unbind(2) for x in (beta, decay))
@@ -67,7 +67,7 @@ def _reference(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor 
 
 
 def _chunked(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None) -> tuple[Tensor, Tensor]:
-    """In chunks (Yang et al. 2024, arXiv:2406.06484, section 3.2 and 3.3; with decays Yang et al. 2025, section 3.3).
+    """Run in chunks (Yang et al. 2024, arXiv:2406.06484, 3.2 and 3.3; with decays Yang et al. 2025, section 3.3).
 
     With total_t the log decay since the chunk began, and S the state that entered it, a chunk is linear attention over
     corrected values u, which solve a triangular system:
@@ -98,7 +98,7 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | 
 
 @torch.compiler.disable
 def _fla(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`chunk_delta_rule` and `chunk_gated_delta_rule` of flash-linear-attention, in one dtype, decays in float32."""
+    """Run flash-linear-attention's `chunk_delta_rule` or `chunk_gated_delta_rule`, in one dtype, decays in float32."""
     values = cast(v)
     q, k, values, beta = (heads_last(x.to(values.dtype)) for x in (q, k, values, beta))
     name = "delta_rule" if log_decay is None else "gated_delta_rule"
@@ -109,7 +109,7 @@ def _fla(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None
 
 
 class Heads(NamedTuple):
-    """What decides which kernel can run."""
+    """Properties that decide which kernel can run."""
 
     device: torch.device
     dtype: torch.dtype
@@ -120,7 +120,7 @@ class Heads(NamedTuple):
 
 
 def obstacles(heads: Heads) -> dict[str, str | None]:
-    """Why each kernel cannot run here, the fastest first; on CUDA as tried, once in a process."""
+    """Return why each kernel cannot run here, the fastest first; on CUDA by trial, once per process."""
     return {"fla": missing(heads.device, "fla") or _fla_refusal(heads), "chunked": None, "reference": None}
 
 

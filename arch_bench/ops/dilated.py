@@ -18,7 +18,7 @@ from arch_bench.ops.pattern import n_band_pairs
 def dilated(
     q: Tensor, k: Tensor, v: Tensor, *, window: int | None, dilation: int, slopes: Tensor | None, kernel: str
 ) -> Tensor:
-    """The last `window` keys of the query's residue class, or all of them where it is None.
+    """Attend to the last `window` keys of the query's residue class, or to all of them if it is None.
 
     kernel: one of `local_attention.KERNELS`, which attends within the classes: O(T window), or O(T^2 / dilation).
     Full attention of a class is PyTorch's fused one, whatever the kernel. `reference` takes the matrix of all pairs.
@@ -34,13 +34,13 @@ def dilated(
 
 
 def _classes(x: Tensor, dilation: int) -> Tensor:
-    """(B, H, T, D) -> (B dilation, H, M, D), the last of a class padded at its end."""
+    """Group (B, H, T, D) into (B dilation, H, M, D) by residue class, each padded at its end."""
     x = F.pad(x, (0, 0, 0, -x.shape[2] % dilation)).unflatten(2, (-1, dilation))
     return x.permute(0, 3, 1, 2, 4).flatten(0, 1)
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, dilation: int, slopes: Tensor | None) -> Tensor:
-    """The same with the T x T matrix of scores."""
+    """Compute the same with the T x T matrix of scores."""
     i = torch.arange(q.shape[2], device=q.device)
     distance = i[:, None] - i[None, :]
     visible = (distance >= 0) & (distance % dilation == 0)
@@ -51,7 +51,7 @@ def _reference(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, dilation:
 
 
 def n_dilated_pairs(n: int, window: int | None, dilation: int) -> int:
-    """Visible pairs among n positions."""
+    """Count the visible pairs among n positions."""
     size, n_longer = divmod(n, dilation)
     longer, shorter = (n_band_pairs(m, m if window is None else window) for m in (size + 1, size))
     return n_longer * longer + (dilation - n_longer) * shorter

@@ -1,12 +1,12 @@
-"""Fused kernels of other libraries: whether they can train here, and what they ask for.
+"""Fused kernels of other libraries: tests of whether they can train here, and their input layout.
 
 Those of flash-linear-attention (fla-core) and mamba-ssm take (batch, seq_len, heads, width), ours are (batch, heads,
 seq_len, width).
 
-At the first use of a shape Triton tries out how to run each kernel (tuning.py), which takes a while. To some kernels
-the number of heads is part of the shape, as widths and dtypes are to all: hence a trial has all heads. The length never
-is, the batch to cumulative sums only, which are quickly tuned: what the first call finds best, long or short, all later
-ones get, hence a trial has the size of a step. A trial that failed is remembered.
+At the first use of a shape Triton tunes each kernel (tuning.py), which takes a while. Widths and dtypes are part of the
+shape for all kernels and the number of heads for some: hence a trial has all heads. The length never is, the batch only
+for cumulative sums, which are quickly tuned: the first call, long or short, decides the configuration of all later
+ones, hence a trial has the size of a step. A failed trial is recorded.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from torch import Tensor
 from arch_bench.ops.tuning import parallel_tuning
 
 TRIAL = (16, 1024)
-"""Sequences and positions of a trial: as many tokens as steps have here, for it is for them that a kernel is tuned."""
+"""Sequences and positions of a trial: as many tokens as a training step has, because kernels are tuned for these."""
 
 
 def heads_last(x: Tensor) -> Tensor:
-    """(B, H, T, ...) -> (B, T, H, ...)."""
+    """Move heads behind positions: (B, H, T, ...) -> (B, T, H, ...)."""
     return x.transpose(1, 2).contiguous()
 
 
 def cast(x: Tensor) -> Tensor:
-    """As autocast would, which does not know these kernels."""
+    """Cast as autocast would, which does not cover these kernels."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def missing(device: torch.device, package: str) -> str | None:
-    """Why no kernel of the package can run on this device, or None."""
+    """Return why no kernel of the package can run on this device, or None."""
     if device.type != "cuda":
         return f"needs a CUDA device, not {device.type}"
     absent = [name for name in (package, "triton") if find_spec(name) is None]
@@ -54,10 +54,10 @@ def refusal(
     about: object = None,
     truth: Callable[..., Tensor] | None = None,
 ) -> str | None:
-    """Why a forward and backward pass fails, or None: some GPUs, dtypes and widths are refused, or are compiled wrong.
+    """Return why a forward and backward pass fails, or None: some GPUs, dtypes and widths are refused or miscompiled.
 
-    inputs: what is usual there; they are varied at random. truth: the same function by a kernel that is trusted, in
-    float32, whose output and gradients `run` has to have on the first of the sequences.
+    inputs: typical values, which are varied at random. truth: the same function by a trusted kernel in float32, whose
+    output and gradients `run` must reproduce on the first of the sequences.
 
     A refusal can take long to find, for Triton then tries all it has, in every process anew. It is kept on disk for
     what `about` says of the kernel, this device and these versions; None: it is not kept. What a device in trouble
@@ -79,15 +79,15 @@ def refusal(
 
 
 _IN_TROUBLE = ("CUDA", "out of memory")
-"""Words of errors that are the device's, or that of others on it, rather than the kernel's."""
+"""Words of errors caused by the device, or by other processes on it, rather than by the kernel."""
 
 
 class Disagreement(Exception):
-    """A kernel computes something else."""
+    """Raised when a kernel's output or gradient differs from the reference."""
 
 
 ALLOWED = 0.1
-"""Relative error of an output or a gradient, in norm; bf16 takes a tenth of it."""
+"""Allowed relative error of an output or a gradient, in norm; bf16 takes a tenth of it."""
 
 
 @torch.inference_mode(False)
@@ -101,26 +101,26 @@ def _failure(
             _gradients(run, varied)
         if truth is not None:
             _compare(run, truth, [_first(x) for x in varied])
-    except torch.OutOfMemoryError:  # others are on the device, or it is small: no word on the kernel
+    except torch.OutOfMemoryError:  # other processes use the device, or it is small: no verdict on the kernel
         raise
-    except Exception as error:  # of Triton's compiler, of its launcher, an assertion: nothing that they share
+    except Exception as error:  # from Triton's compiler, its launcher or an assertion: they share no class
         return error
     return None
 
 
 def _varied(x: Tensor, seed: int) -> Tensor:
-    """Every number by up to a half: equal ones would hide rows that have changed places."""
+    """Vary every number by up to a half: equal ones would hide swapped rows."""
     rng = torch.Generator(x.device).manual_seed(seed)
     return (x * (0.5 + torch.rand(x.shape, generator=rng, device=x.device))).to(x.dtype)
 
 
 def _first(x: Tensor) -> Tensor:
-    """One sequence; what all of them share as it is."""
+    """Return one sequence; inputs shared by all sequences stay unchanged."""
     return x[:1] if x.dim() > 2 and len(x) == TRIAL[0] else x
 
 
 def _gradients(run: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The output, and what it makes of a random gradient at each of the inputs."""
+    """Return the output and the gradients of the inputs for a random gradient of the output."""
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     output = run(*leaves)
     rng = torch.Generator(output.device).manual_seed(0)
@@ -129,7 +129,7 @@ def _gradients(run: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Ten
 
 
 def _compare(run: Callable[..., Tensor], truth: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
-    """Raises Disagreement."""
+    """Raise Disagreement if results differ by more than the allowed error."""
     true = _gradients(truth, [x.float() for x in inputs])
     for i, (found, exact) in enumerate(zip(_gradients(run, inputs), true, strict=True)):
         error = ((found.float() - exact).norm() / exact.norm()).item()
@@ -139,7 +139,7 @@ def _compare(run: Callable[..., Tensor], truth: Callable[..., Tensor], inputs: S
 
 
 def _note(package: str, about: object) -> Path:
-    """Where a refusal is kept: beside what Triton keeps."""
+    """Return the file of a refusal, beside Triton's cache."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     versions = [f"{name} {_version(name)}" for name in ("torch", "triton", *_DISTRIBUTIONS[package])]
     text = "\n".join([type(about).__module__, str(about), device, *versions])
@@ -158,7 +158,7 @@ def _version(distribution: str) -> str:
 
 
 def _keep(note: Path, reason: str) -> None:
-    """All of it or nothing; a folder that cannot be written costs the next process its time."""
+    """Write all or nothing; if the folder cannot be written, the next process repeats the trial."""
     draft = note.with_suffix(f".{os.getpid()}")
     with suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)

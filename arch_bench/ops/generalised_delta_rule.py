@@ -1,4 +1,4 @@
-"""The generalised delta rule: every channel decays, and a change of rank one besides (RWKV-7).
+"""The generalised delta rule: every channel decays, plus a change of rank one (RWKV-7).
 
     S_t = diag(exp(log_decay_t)) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T      (K, V)
     o_t = S_t^T q_t                                                             (V,)
@@ -27,7 +27,7 @@ CHUNK = 32  # positions: the scores of channels cost log2(C) rounds over all of 
 
 
 class Inputs(NamedTuple):
-    """Of all positions; of one token without T."""
+    """Inputs of all positions; of one token without T."""
 
     q: Tensor
     k: Tensor
@@ -38,7 +38,7 @@ class Inputs(NamedTuple):
 
 
 def generalised_delta_rule(inputs: Inputs, *, kernel: str) -> tuple[Tensor, Tensor]:
-    """All positions at once, from a zero state: o in v's dtype and the last state (B, H, K, V), without gradient."""
+    """Process all positions from a zero state: o in v's dtype and the last state (B, H, K, V), without gradient."""
     if kernel == "fla":
         return _fla(inputs)
     attend = {"chunked": _chunked, "reference": _reference}[kernel]
@@ -48,7 +48,7 @@ def generalised_delta_rule(inputs: Inputs, *, kernel: str) -> tuple[Tensor, Tens
 
 
 def generalised_delta_rule_step(inputs: Inputs, state: Tensor) -> Tensor:
-    """o of one token. Updates the state (B, H, K, V) in place."""
+    """Compute o of one token. Updates the state (B, H, K, V) in place."""
     with torch.autocast(inputs.v.device.type, enabled=False):
         q, k, v, a, b, log_decay = (wide(x).unsqueeze(-1) for x in inputs)
         removed = a.mT @ state
@@ -58,7 +58,7 @@ def generalised_delta_rule_step(inputs: Inputs, state: Tensor) -> Tensor:
 
 @torch.compiler.disable  # a loop that tracing would only unroll
 def _reference(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """The recurrence as it is written. `unbind`, because the backward of indexing in a loop is O(T^2)."""
+    """Run the recurrence as written. `unbind`, because the backward of indexing in a loop is O(T^2)."""
     q, k, v, a, b, log_decay = inputs
     state = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
     columns = (x.unsqueeze(-1).unbind(2) for x in (q, k, v, a, b, log_decay.exp()))
@@ -70,7 +70,7 @@ def _reference(inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 
 def _chunked(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """In chunks, as the delta rule is; u_t = S_{t-1}^T a_t solves a triangular system.
+    """Run in chunks, like the delta rule; u_t = S_{t-1}^T a_t solves a triangular system.
 
     With S the state that entered the chunk, total_t the log decays since then and before_t = total_{t-1}:
 
@@ -99,7 +99,7 @@ def _chunked(inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 @torch.compiler.disable
 def _fla(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """`chunk_rwkv7` of flash-linear-attention, in one dtype, with decays in float32."""
+    """Run `chunk_rwkv7` of flash-linear-attention, in one dtype, with decays in float32."""
     dtype = cast(inputs.v).dtype
     q, k, v, a, b = (heads_last(x.to(dtype)) for x in inputs[:5])
     attend = importlib.import_module("fla.ops.rwkv7").chunk_rwkv7
@@ -109,7 +109,7 @@ def _fla(inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 
 class Heads(NamedTuple):
-    """What decides which kernel can run."""
+    """Properties that decide which kernel can run."""
 
     device: torch.device
     dtype: torch.dtype
@@ -118,7 +118,7 @@ class Heads(NamedTuple):
 
 
 def obstacles(heads: Heads) -> dict[str, str | None]:
-    """Why each kernel cannot run here, the fastest first; on CUDA as tried, once in a process."""
+    """Return why each kernel cannot run here, the fastest first; on CUDA by trial, once per process."""
     return {"fla": missing(heads.device, "fla") or _fla_refusal(heads), "chunked": None, "reference": None}
 
 

@@ -1,4 +1,4 @@
-"""Choosing the implementation of an op: once, out loud, and never by input length."""
+"""Choice of an op's implementation: once, recorded in the row, and never by input length."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 
 
 class Unsupported(Exception):
-    """This combination cannot run here; the row says so (status `unsupported`) with this message as its reason."""
+    """Raised when a combination cannot run here; the row gets status `unsupported` with this message as its reason."""
 
 
 def choose_kernel(kernel: str, obstacles: Mapping[str, str | None], key: str = "kernel") -> str:
     """Resolve `auto | <name>` against the kernels of an op.
 
     Args:
-        kernel: `auto` takes the first kernel without an obstacle; a name takes just that one.
+        kernel: `auto` takes the first kernel without an obstacle; a name takes only that one.
         obstacles: kernel name -> why it cannot run here, or None if it can; the fastest comes first.
-        key: what the dial is called.
+        key: the name of the setting.
 
     Raises:
         ValueError: the name is unknown (the user's mistake).

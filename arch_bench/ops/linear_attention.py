@@ -32,7 +32,7 @@ CHUNK = 64
 def linear_attention(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, *, kernel: str
 ) -> tuple[Tensor, Tensor]:
-    """All positions at once, from a zero state: o in v's dtype and the last state (B, H, K, V), without gradient."""
+    """Process all positions from a zero state: o in v's dtype and the last state (B, H, K, V), without gradient."""
     if kernel == "fla":
         return _fla(q, k, v, log_decay)
     attend = {"chunked": _chunked, "reference": _reference}[kernel]
@@ -42,7 +42,7 @@ def linear_attention(
 
 
 def linear_attention_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, *, state: Tensor) -> Tensor:
-    """o of one token; everything without T. Updates the state (B, H, K, V) in place."""
+    """Compute o of one token; all inputs without T. Updates the state (B, H, K, V) in place."""
     with torch.autocast(v.device.type, enabled=False):
         if log_decay is not None:
             state.mul_(wide(log_decay).exp().view(*log_decay.shape, *[1] * (state.dim() - max(2, log_decay.dim()))))
@@ -51,7 +51,7 @@ def linear_attention_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | N
 
 
 def _per_channel(log_decay: Tensor | None, v: Tensor) -> Tensor | None:
-    """As (B, H, T, 1 or K)."""
+    """Reshape to (B, H, T, 1 or K)."""
     if log_decay is None:
         return None
     if log_decay.dim() == 1:
@@ -61,7 +61,7 @@ def _per_channel(log_decay: Tensor | None, v: Tensor) -> Tensor | None:
 
 @torch.compiler.disable  # a loop that tracing would only unroll
 def _reference(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The recurrence as it is written. `unbind`, because the backward of indexing in a loop is O(T^2)."""
+    """Run the recurrence as written. `unbind`, because the backward of indexing in a loop is O(T^2)."""
     q, k = (x.expand(-1, v.shape[1], -1, -1) for x in (q, k))
     decay = (v.new_zeros(1, 1, v.shape[2], 1) if log_decay is None else log_decay).exp()
     state = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
@@ -73,7 +73,7 @@ def _reference(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None) -> tup
 
 
 def _chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Scores within a chunk, states between chunks: O(T) time and memory, with one state a chunk."""
+    """Compute scores within a chunk and states between chunks: O(T) time and memory, with one state per chunk."""
     seq_len = v.shape[2]
     length = chunk_length(seq_len, CHUNK)
     q, k, v = (split(x, length) for x in (q, k, v))
@@ -93,7 +93,7 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None) -> tuple
 
 @torch.compiler.disable
 def _fla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`chunk_simple_gla` and `chunk_gla` of flash-linear-attention, in one dtype, with decays in float32."""
+    """Run `chunk_simple_gla` or `chunk_gla` of flash-linear-attention, in one dtype, with decays in float32."""
     values = cast(v)
     q, k = (x.expand(-1, v.shape[1], -1, -1) for x in (q, k))
     heads = [heads_last(x.to(values.dtype)) for x in (q, k, values)]
@@ -110,11 +110,11 @@ def _fla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None) -> tuple[Ten
 
 
 Decay = Literal["none", "head", "token", "channel"]
-"""Of what the decay is one."""
+"""Scope of one decay: a head, a token or a channel."""
 
 
 class Heads(NamedTuple):
-    """What decides which kernel can run."""
+    """Properties that decide which kernel can run."""
 
     device: torch.device
     dtype: torch.dtype
@@ -125,7 +125,7 @@ class Heads(NamedTuple):
 
 
 def obstacles(heads: Heads) -> dict[str, str | None]:
-    """Why each kernel cannot run here, the fastest first; on CUDA as tried, once in a process."""
+    """Return why each kernel cannot run here, the fastest first; on CUDA by trial, once per process."""
     return {"fla": missing(heads.device, "fla") or _fla_refusal(heads), "chunked": None, "reference": None}
 
 
@@ -138,7 +138,7 @@ def _fla_refusal(heads: Heads) -> str | None:
     inputs = [q, q, v]
     if heads.decay == "none":
         shared = (None,)
-    elif heads.decay == "head":  # without a gradient, as the library has none
+    elif heads.decay == "head":  # without a gradient, which the library lacks
         shared = (torch.full(shapes["head"], -0.1, device=heads.device),)
     else:
         inputs.append(torch.full(shapes[heads.decay], -0.1, device=heads.device))
@@ -160,6 +160,6 @@ fla refuses it with decays of tokens (its issue 640), and looks at those only.""
 
 
 def is_miscompiled(device: torch.device) -> bool:
-    """Whether fla's kernel `chunk_bwd_kernel_dqkwg` is, on this device."""
+    """Return True if fla's kernel `chunk_bwd_kernel_dqkwg` is miscompiled on this device."""
     release = Version(metadata.version("triton"))
     return torch.cuda.get_device_capability(device)[0] == 9 and Version("3.4") <= release < Version("3.7.1")

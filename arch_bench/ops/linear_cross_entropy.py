@@ -23,20 +23,20 @@ KernelFn = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 def full(x: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    """All logits at once, (n, vocab_size)."""
+    """Compute all logits at once, (n, vocab_size)."""
     logits = F.linear(x, weight)
     return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
 
 
 def chunked_torch(x: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    """PyTorch's own, from 2.13 on."""
+    """Run PyTorch's own chunked loss, available from 2.13 on."""
     x, weight = _cast(x), _cast(weight)
     options = torch.nn.LinearCrossEntropyOptions()
     return F.linear_cross_entropy(x, weight, targets, label_smoothing=label_smoothing, options=options)
 
 
 def chunked_fla(x: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    """flash-linear-attention's, in Triton. The weight's gradient is summed over chunks in the projection's dtype."""
+    """Run flash-linear-attention's Triton loss; the weight's gradient is summed in the projection's dtype."""
     loss = importlib.import_module("fla.modules.fused_linear_cross_entropy").fused_linear_cross_entropy_loss
     options = {"label_smoothing": label_smoothing, "accumulate_grad_in_fp32": False}  # in fp32 it takes 4 times as long
     return loss(_cast(x), targets, _cast(weight), **options)
@@ -51,14 +51,14 @@ backward: 65,536 positions, width 768, vocabulary 50,304: 29.5 ms and 2.2 GiB ag
 
 @torch.compiler.disable
 def _opaque(kernel: str, *args: Tensor | float) -> Tensor:
-    """Kernels that tracing cannot see into."""
+    """Run a kernel that tracing cannot see into."""
     return KERNELS[kernel](*args)  # type: ignore[arg-type]
 
 
 def linear_cross_entropy(
     x: Tensor, weight: Tensor, targets: Tensor, *, kernel: str, label_smoothing: float = 0.0
 ) -> Tensor:
-    """The mean loss in nats, by the kernel of that name."""
+    """Compute the mean loss in nats, by the kernel of that name."""
     if kernel == "full":
         return full(x, weight, targets, label_smoothing)
     return _opaque(kernel, x, weight, targets, label_smoothing)
@@ -73,7 +73,7 @@ def choose_loss_kernel(kernel: str, vocab_size: int, label_smoothing: float, dev
 
 
 def obstacles(device: torch.device, label_smoothing: float = 0.0) -> dict[str, str | None]:
-    """Why each kernel cannot run on this device."""
+    """Return why each kernel cannot run on this device."""
     no_cuda = f"needs a CUDA device, not {device.type}" if device.type != "cuda" else None
     no_fla = None if find_spec("fla") and find_spec("triton") else "needs flash-linear-attention and triton"
     too_old = None if hasattr(F, "linear_cross_entropy") else f"needs PyTorch 2.13, not {torch.__version__}"
@@ -82,6 +82,6 @@ def obstacles(device: torch.device, label_smoothing: float = 0.0) -> dict[str, s
 
 
 def _cast(x: Tensor) -> Tensor:
-    """As autocast would, which does not know these kernels."""
+    """Cast as autocast would, which does not cover these kernels."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x

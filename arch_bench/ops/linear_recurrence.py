@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 OBSTACLES: dict[str, str | None] = {"parallel": None, "reference": None}
-"""Both kernels run anywhere; the fastest comes first."""
+"""Kernels, the fastest first; both run anywhere."""
 
 
 @torch.compiler.disable  # a loop that tracing would only unroll, and writes into strided views, which it refuses
 def linear_recurrence(a: Tensor, b: Tensor, *, kernel: str) -> Tensor:
-    """h at all positions, in the wider of float32 and the inputs' dtype."""
+    """Compute h at all positions, in the wider of float32 and the inputs' dtype."""
     a, b = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (a, b))
     if kernel == "reference":
         return _reference(a, b)
@@ -28,7 +28,7 @@ def linear_recurrence(a: Tensor, b: Tensor, *, kernel: str) -> Tensor:
 
 
 def _reference(a: Tensor, b: Tensor) -> Tensor:
-    """The recurrence as it is written. `unbind`, because the backward of indexing in a loop is O(seq_len^2)."""
+    """Run the recurrence as written. `unbind`, because the backward of indexing in a loop is O(seq_len^2)."""
     h = torch.zeros_like(b[:, 0])
     hs = []
     for a_t, b_t in zip(a.unbind(1), b.unbind(1), strict=True):
@@ -55,7 +55,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor, Tensor]:
-        """g_t = dh_t + a_{t+1} g_{t+1}; da_t = g_t h_{t-1}, db_t = g_t."""
+        """Compute g_t = dh_t + a_{t+1} g_{t+1}; da_t = g_t h_{t-1}, db_t = g_t."""
         a, h = ctx.saved_tensors
         g = torch.empty_like(h)
         _scan_back(a[:, 1:], dh, g)
@@ -65,7 +65,7 @@ class _Scan(torch.autograd.Function):
 
 
 def _scan(a: Tensor, b: Tensor, h: Tensor) -> None:
-    """Writes h. Pairs of steps are one step, of half as many; what is between them follows from it."""
+    """Write h. Pairs of steps become one step of a sequence half as long; the steps between follow from it."""
     n_pairs = b.shape[1] // 2
     if n_pairs:
         first, second = slice(0, 2 * n_pairs, 2), slice(1, None, 2)
@@ -76,7 +76,7 @@ def _scan(a: Tensor, b: Tensor, h: Tensor) -> None:
 
 
 def _scan_back(a: Tensor, b: Tensor, h: Tensor) -> None:
-    """Writes h_t = b_t + a_t h_{t+1}, 0 behind the end: the same from the end, where a view cannot run backwards.
+    """Write h_t = b_t + a_t h_{t+1}, 0 behind the end: `_scan` in reverse, because a view cannot run backwards.
 
     a has one step fewer than b: nothing follows the last.
     """

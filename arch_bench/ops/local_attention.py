@@ -23,7 +23,7 @@ LocalAttentionFn = Callable[[Tensor, Tensor, Tensor, int, Tensor | None], Tensor
 
 
 def blocks(q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | None = None) -> Tensor:
-    """The same in O(T W): blocks of W queries meet the W keys before them and their own W; runs and trains anywhere."""
+    """Attend in O(T W): blocks of W queries meet the W keys before them and their own W; runs and trains anywhere."""
     B, H, T, D = q.shape
     W = min(window, T)
     N = -(-T // W)
@@ -40,14 +40,14 @@ def blocks(q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | None =
 
 
 def _with_previous_block(x: Tensor, n_blocks: int, window: int) -> Tensor:
-    """(B, H, (N + 1) W, D), one block of padding in front -> (B, H N, 2 W, D)."""
+    """Join each block with the one before: (B, H, (N + 1) W, D), padded by one in front -> (B, H N, 2 W, D)."""
     B, H, _, D = x.shape
     blocks = x.view(B, H, n_blocks + 1, window, D)
     return torch.cat((blocks[:, :, :-1], blocks[:, :, 1:]), dim=3).flatten(1, 2)
 
 
 def varlen(q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | None = None) -> Tensor:
-    """The same by FlashAttention, as PyTorch offers it (CUDA, half precision, without slopes)."""
+    """Run FlashAttention, as in PyTorch (CUDA, half precision, without slopes)."""
     from torch.nn.attention.varlen import varlen_attn
 
     assert slopes is None
@@ -59,7 +59,7 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | None =
 
 
 def varlen_obstacle(heads: Heads) -> str | None:
-    """Why FlashAttention with a window cannot train here, or None."""
+    """Return why FlashAttention with a window cannot train here, or None."""
     if heads.device.type != "cuda":
         return f"needs a CUDA device, not {heads.device.type}; use kernel=blocks"
     if heads.dtype not in (torch.bfloat16, torch.float16):
@@ -72,7 +72,7 @@ def varlen_obstacle(heads: Heads) -> str | None:
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | None = None) -> Tensor:
-    """The same by PyTorch's block-sparse flex attention (CUDA: its backward does not exist on a CPU)."""
+    """Run PyTorch's block-sparse flex attention (CUDA: its backward does not exist on a CPU)."""
 
     def lower_far_scores(score: Tensor, _b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         assert slopes is not None
@@ -87,9 +87,9 @@ FLEX_BLOCK = 128
 
 
 @cache
-@torch.inference_mode(False)  # the first to ask may be a test, the next one trains
+@torch.inference_mode(False)  # the first call may come from a test, the next from training
 def _flex_mask(window: int, n: int, device: torch.device) -> Any:
-    """The band as a block mask, by arithmetic: `create_block_mask` makes all n x n entries, and sorts (n / 128)^2.
+    """Build the band as a block mask, by arithmetic: `create_block_mask` makes all n x n entries, sorts (n / 128)^2.
 
     A pair of blocks is full where every pair of its positions is visible, partial where some are.
     """
@@ -116,18 +116,18 @@ def _flex_mask(window: int, n: int, device: torch.device) -> Any:
 
 
 def _band(steps: list[int], n_blocks: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each block how many others it meets, and which, `steps` away from itself, as (1, 1, ...).
+    """Return for each block how many others it meets, and which, `steps` away from itself, as (1, 1, ...).
 
     In ascending order: the CUDA kernels look for the end of the sequence in the last block of a row.
     """
     nowhere = [n_blocks] * (width - len(steps))
     which = torch.arange(n_blocks, device=device)[:, None] + torch.tensor([*sorted(steps), *nowhere], device=device)
-    which = which.where(which >= 0, n_blocks).sort(-1).values  # what is not there comes last
+    which = which.where(which >= 0, n_blocks).sort(-1).values  # missing blocks come last
     return (which < n_blocks).sum(-1).int()[None, None], which.clamp(max=n_blocks - 1).int()[None, None]
 
 
 def flex_obstacle(heads: Heads) -> str | None:
-    """Why flex attention cannot train here, or None."""
+    """Return why flex attention cannot train here, or None."""
     if heads.device.type != "cuda":
         return "flex attention trains on CUDA only; use kernel=blocks"
     if heads.d_head < 16:
@@ -140,7 +140,7 @@ def flex_obstacle(heads: Heads) -> str | None:
 
 
 def run_flex(*args: Any, **options: Any) -> Tensor:
-    """PyTorch's flex attention, compiled as part of what is compiled around it, or by itself.
+    """Run PyTorch's flex attention, compiled with its surroundings or by itself.
 
     Within a trace a compiled function must not be made or called: torch 2.11 breaks off there and then fails.
     """

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 
-@torch.compiler.disable  # of complex numbers a compiler makes nothing, and a loop over time it would unroll
+@torch.compiler.disable  # a compiler gains nothing on complex numbers and would unroll a loop over time
 def long_convolution(x: Tensor, taps: Tensor, *, kernel: str) -> Tensor:
-    """All positions at once. taps: (channels, seq_len). Returns the wider of float32 and the inputs' dtype."""
+    """Convolve all positions. taps: (channels, seq_len). Returns the wider of float32 and the inputs' dtype."""
     x, taps = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (x, taps))
     return {"fft": _fft, "reference": _reference}[kernel](x, taps)
 
 
 def _fft(x: Tensor, taps: Tensor) -> Tensor:
-    """A product of spectra, O(T log T). Padded to 2 T, so that the end does not wrap around to the start.
+    """Multiply spectra, O(T log T). Padded to 2 T, so that the end does not wrap around to the start.
 
     A spectrum holds every position: an output carries rounding errors, some 1e-7 of the largest, of inputs after it.
     """
@@ -30,6 +30,6 @@ def _fft(x: Tensor, taps: Tensor) -> Tensor:
 
 
 def _reference(x: Tensor, taps: Tensor) -> Tensor:
-    """The sum as it is written, O(T^2)."""
+    """Compute the sum as written, O(T^2)."""
     reversed_taps = taps.mT.flip(0)
     return torch.stack([(x[:, :t] * reversed_taps[-t:]).sum(1) for t in range(1, x.shape[1] + 1)], 1)

@@ -14,18 +14,18 @@ from torch import Tensor
 
 
 class Choice(NamedTuple):
-    """How queries choose: blocks of `block` positions, and up to `top_k` earlier ones beside the query's own."""
+    """Rule of the choice: blocks of `block` positions, and up to `top_k` earlier ones beside the query's own."""
 
     block: int
     top_k: int
 
     def n_pairs(self, n: int) -> int:
-        """Pairs of positions that meet, among n."""
+        """Count the pairs of positions that meet, among n."""
         i = torch.arange(n, device="cpu")
         return int((i % self.block + 1 + self.block * (i // self.block).clamp(max=self.top_k)).sum())
 
     def n_gates(self, n: int) -> int:
-        """Pairs of a query and a block that it may choose."""
+        """Count the pairs of a query and a block that it may choose."""
         return int((torch.arange(n, device="cpu") // self.block).sum())
 
 
@@ -35,7 +35,7 @@ class MobaFn(Protocol):
 
 @torch.no_grad()
 def choose(q: Tensor, means: Tensor, i: Tensor, choice: Choice) -> Tensor:
-    """(B, H, queries, W) blocks that the queries at positions i meet: the chosen ones, -1 for none, and their own.
+    """Choose (B, H, queries, W) blocks for the queries at positions i: the best ones, -1 for none, and their own.
 
     A query scores each block that ends before its own begins by q . mean of its keys, in float32 (equations 5 and 6);
     no gradient goes through the choice. means: (B, H, N, D).
@@ -49,7 +49,7 @@ def choose(q: Tensor, means: Tensor, i: Tensor, choice: Choice) -> Tensor:
 
 
 def _choose_all(q: Tensor, k: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
-    """What every position of a sequence meets, and the positions."""
+    """Return the blocks that every position of a sequence meets, and the positions."""
     T = q.shape[2]
     n_whole = (T - 1) // choice.block  # those that some query comes after
     wide = k.to(torch.promote_types(k.dtype, torch.float32))
@@ -59,15 +59,15 @@ def _choose_all(q: Tensor, k: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
 
 
 def mask(met: Tensor, i: Tensor, block: int) -> Tensor:
-    """What is visible (B, H, T, T), T = len(i)."""
+    """Return the visible pairs (B, H, T, T), T = len(i)."""
     n_blocks = -(-len(i) // block)
     is_met = torch.zeros(*met.shape[:3], n_blocks + 1, dtype=torch.bool, device=met.device)
-    is_met = is_met.scatter(3, met.where(met >= 0, n_blocks), True)  # the last column takes what is none
+    is_met = is_met.scatter(3, met.where(met >= 0, n_blocks), True)  # the last column takes -1
     return is_met.index_select(3, i // block) & (i[:, None] >= i)
 
 
 def _whole(q: Tensor, k: Tensor, choice: Choice, slopes: Tensor | None) -> Tensor:
-    """The bias of all T x T pairs (B, H, T, T)."""
+    """Return the bias of all T x T pairs (B, H, T, T)."""
     met, i = _choose_all(q, k, choice)
     visible = mask(met, i, choice.block)
     if slopes is None:
@@ -76,27 +76,27 @@ def _whole(q: Tensor, k: Tensor, choice: Choice, slopes: Tensor | None) -> Tenso
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, choice: Choice, slopes: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(D)) over the blocks that a query meets, from the matrix of all pairs."""
+    """Compute softmax(q k^T / sqrt(D)) over the blocks that a query meets, from the matrix of all pairs."""
     scores, bias = q @ k.mT * q.shape[-1] ** -0.5, _whole(q, k, choice, slopes)
     scores = scores.masked_fill(~bias, float("-inf")) if slopes is None else scores + bias
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, choice: Choice, slopes: Tensor | None = None) -> Tensor:
-    """Full attention with the choice as a mask: O(B H T^2) memory."""
+    """Run full attention with the choice as a mask: O(B H T^2) memory."""
     bias = _whole(q, k, choice, slopes)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias if slopes is None else bias.to(q.dtype))
 
 
 def blocks(q: Tensor, k: Tensor, v: Tensor, choice: Choice, slopes: Tensor | None = None) -> Tensor:
-    """Gathers for each query the W blocks that it meets: O(T W S D) memory and time, beside O(T^2 / S) of the gates."""
+    """Gather for each query its W blocks: O(T W S D) memory and time, beside O(T^2 / S) of the gates."""
     met, i = _choose_all(q, k, choice)
     k, v = (F.pad(x, (0, 0, 0, -x.shape[2] % choice.block)) for x in (k, v))
     return attend(q, k, v, met, i=i, block=choice.block, slopes=slopes)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, met: Tensor, *, i: Tensor, block: int, slopes: Tensor | None) -> Tensor:
-    """Queries at positions i on the blocks `met` of keys and values, whose length is a multiple of `block`.
+    """Attend from queries at positions i to the blocks `met` of keys and values, whose length is a multiple of `block`.
 
     Of fewer keys and values than queries each, and its choice of blocks, serves a group of R query heads.
     """

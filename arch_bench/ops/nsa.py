@@ -27,7 +27,7 @@ from arch_bench.ops.fused import TRIAL, cast, heads_last, missing, refusal
 from arch_bench.ops.kernel import choose_kernel
 
 N_FIXED = 3
-"""Blocks that every query meets: the first, the one before its own, its own (section 4.1)."""
+"""Number of blocks that every query meets: the first, the one before its own, its own (section 4.1)."""
 
 
 class Sizes(NamedTuple):
@@ -38,11 +38,11 @@ class Sizes(NamedTuple):
     window: int
 
     def n_chosen_pairs(self, n: int) -> int:
-        """Pairs of positions that meet in chosen blocks, among n."""
+        """Count the pairs of positions that meet in chosen blocks, among n."""
         return moba.Choice(self.block, self.top_k - 1).n_pairs(n)  # beside its own
 
     def n_summaries(self, n: int) -> int:
-        """Pairs of a position and a block that ends there or before."""
+        """Count the pairs of a position and a block that ends there or before."""
         return int(((torch.arange(n, device="cpu") + 1) // self.block).sum())
 
 
@@ -54,29 +54,29 @@ class Inputs(NamedTuple):
 
 
 NsaFn = Callable[[Inputs, Sizes, Tensor | None], Tensor]
-"""Of the inputs, the sizes and the slopes."""
+"""Signature of a kernel: the inputs, the sizes and the slopes."""
 
 
 def summaries(x: Tensor, block: int) -> Tensor:
-    """Means over whole blocks (B, G, N, D), in float32 or wider."""
+    """Compute means over whole blocks (B, G, N, D), in float32 or wider."""
     N = x.shape[2] // block
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return wide[:, :, : N * block].unflatten(2, (N, block)).mean(3)
 
 
 def _are_over(i: Tensor, n_blocks: int, block: int) -> Tensor:
-    """Whether the last position of each block is not later than positions i: (positions, N)."""
+    """Mark blocks whose last position is not later than positions i: (positions, N)."""
     return torch.arange(1, n_blocks + 1, device=i.device) * block - 1 <= i[:, None]
 
 
 def _lowered(i: Tensor, n_blocks: int, block: int, slopes: Tensor) -> Tensor:
-    """What ALiBi adds to the scores of summaries: (H, positions, N)."""
+    """Return the ALiBi bias of the scores of summaries: (H, positions, N)."""
     middle = torch.arange(n_blocks, device=i.device) * block + (block - 1) / 2
     return -slopes[:, None, None] * (i[:, None] - middle)
 
 
 def weights_of_summaries(q: Tensor, means: Tensor, i: Tensor, block: int, slopes: Tensor | None) -> Tensor:
-    """(B, H, queries, N) in float32; zeros where no block is over. q: at positions i; means: (B, G, N, D) of keys."""
+    """Compute weights (B, H, queries, N) in float32; zeros if no block is over. q: at positions i; means of keys."""
     visible = _are_over(i, means.shape[2], block)
     with torch.autocast(q.device.type, enabled=False):
         scores = q.to(means.dtype) @ for_each_head(means, q.shape[1]).mT * q.shape[-1] ** -0.5
@@ -87,7 +87,7 @@ def weights_of_summaries(q: Tensor, means: Tensor, i: Tensor, block: int, slopes
 
 @torch.no_grad()
 def choose(weights: Tensor, i: Tensor, n_groups: int, sizes: Sizes) -> Tensor:
-    """(B, G, queries, W) blocks that queries at positions i meet, -1 for none; weights: those of the summaries."""
+    """Choose (B, G, queries, W) blocks for queries at positions i, -1 for none; weights: those of the summaries."""
     own = (i // sizes.block)[:, None]
     blocks = torch.arange(weights.shape[-1], device=i.device)
     is_free = (blocks >= 1) & (blocks < own - 1)
@@ -98,7 +98,7 @@ def choose(weights: Tensor, i: Tensor, n_groups: int, sizes: Sizes) -> Tensor:
 
 
 def reference(inputs: Inputs, sizes: Sizes, slopes: Tensor | None = None) -> Tensor:
-    """The three branches from matrices of all pairs."""
+    """Compute the three branches from matrices of all pairs."""
     q, k, v, gates = inputs
     H, G, i = q.shape[1], k.shape[1], torch.arange(q.shape[2], device=q.device)
     weights = weights_of_summaries(q, summaries(k, sizes.block), i, sizes.block, slopes)
@@ -115,7 +115,7 @@ def reference(inputs: Inputs, sizes: Sizes, slopes: Tensor | None = None) -> Ten
 
 
 def blocks(inputs: Inputs, sizes: Sizes, slopes: Tensor | None = None) -> Tensor:
-    """Gathers for each query the blocks that it meets: O(T W S) beside O(T^2 / S) of the summaries; runs anywhere."""
+    """Gather for each query its blocks: O(T W S) beside O(T^2 / S) of the summaries; runs anywhere."""
     q, k, v, gates = inputs
     H, G, i = q.shape[1], k.shape[1], torch.arange(q.shape[2], device=q.device)
     means_k, means_v = (summaries(x, sizes.block) for x in (k, v))
@@ -130,7 +130,7 @@ def blocks(inputs: Inputs, sizes: Sizes, slopes: Tensor | None = None) -> Tensor
 
 
 def _mask_of_summaries(i: Tensor, n_blocks: int, block: int, slopes: Tensor | None) -> Tensor:
-    """(queries, 1 + N), or with slopes (H, queries, 1 + N): before any block is over, a query sees zeros in front."""
+    """Return (queries, 1 + N), with slopes (H, queries, 1 + N): until a block is over, a query sees zeros in front."""
     visible = torch.cat((i[:, None] < block - 1, _are_over(i, n_blocks, block)), -1)
     if slopes is None:
         return visible
@@ -138,13 +138,13 @@ def _mask_of_summaries(i: Tensor, n_blocks: int, block: int, slopes: Tensor | No
 
 
 def joined(gates: Tensor, *branches: Tensor) -> Tensor:
-    """The sum of the gated branches."""
+    """Sum the gated branches."""
     far, best, near = (gate * branch for gate, branch in zip(gates, branches, strict=True))
     return (far + best + near).to(branches[-1].dtype)
 
 
 def fla(inputs: Inputs, sizes: Sizes, slopes: Tensor | None = None) -> Tensor:
-    """`parallel_nsa` of flash-linear-attention, whose window wants another package: that by the fastest of ours."""
+    """Run `parallel_nsa` of flash-linear-attention; its window needs another package, so our fastest computes that."""
     assert slopes is None
     q, k, v, gates = inputs
     H, D = q.shape[1], q.shape[-1]
@@ -157,7 +157,7 @@ def fla(inputs: Inputs, sizes: Sizes, slopes: Tensor | None = None) -> Tensor:
 
 @torch.compiler.disable
 def _fla(inputs: Inputs, sizes: Sizes) -> Tensor:
-    """The first two branches."""
+    """Compute the first two branches."""
     q, k, v = (heads_last(cast(x)) for x in inputs[:3])
     far, best, _ = (heads_last(gate.squeeze(-1).to(q.dtype)) for gate in inputs.gates)
     attend = importlib.import_module("fla.ops.nsa").parallel_nsa
@@ -169,13 +169,13 @@ KERNELS: dict[str, NsaFn] = {"fla": fla, "blocks": blocks, "reference": referenc
 
 
 def obstacles(heads: attention.Heads, sizes: Sizes) -> dict[str, str | None]:
-    """Why each kernel cannot run here, the fastest first; on CUDA as tried, once in a process."""
+    """Return why each kernel cannot run here, the fastest first; on CUDA by trial, once per process."""
     refused = missing(heads.device, "fla") or _fla_limit(heads, sizes) or _fla_refusal(heads, sizes)
     return {"fla": refused, "blocks": None, "reference": None}
 
 
 def _fla_limit(heads: attention.Heads, sizes: Sizes) -> str | None:
-    """What its kernels are not made for."""
+    """Return the limit of fla's kernels that the sizes exceed, if any."""
     group = heads.n_heads // heads.n_kv_heads
     if group < 16 or group & (group - 1):
         return f"fla wants 16, 32, ... heads to share a key, not n_heads / n_kv_heads = {group}; use kernel=blocks"

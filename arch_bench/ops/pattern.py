@@ -1,4 +1,4 @@
-"""Patterns of causal attention: which earlier positions a position sees, described by arithmetic, never as a matrix.
+"""Patterns of causal attention: the earlier positions that a position sees, by arithmetic, never as a matrix.
 
 Legend: N blocks, S positions per block, W blocks of keys that a block of queries meets, R blocks picked at random.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Pattern(Protocol):
-    """Described twice: coarsely by blocks, and exactly by a rule for pairs. A tuple of numbers (or of tensors)."""
+    """Pattern described twice: coarsely by blocks and exactly by a rule for pairs. A tuple of numbers (or tensors)."""
 
     def __hash__(self) -> int: ...
 
@@ -25,29 +25,29 @@ class Pattern(Protocol):
         """Positions per block, S."""
 
     def picks(self, n_blocks: int) -> Tensor:
-        """(N, R) blocks that a random choice has picked for each block of queries, -1 where it has none."""
+        """Return (N, R) blocks picked at random for each block of queries, -1 if it has none."""
 
     def table(self, picks: Tensor) -> Tensor:
-        """(N, W) key blocks that each block of queries meets, each of them once, -1 for none; W whatever the length."""
+        """Return (N, W) key blocks that each block of queries meets, each once, -1 for none; W is constant."""
 
     def visible(self, h: Tensor, i: Tensor, j: Tensor, picks: Tensor) -> Tensor:
-        """Whether in head h the query at i sees the key at j; the arguments broadcast."""
+        """Return True if in head h the query at i sees the key at j; the arguments broadcast."""
 
 
 def n_band_pairs(n: int, reach: int) -> int:
-    """Pairs in a causal band: the sum over t < n of min(reach, t + 1)."""
+    """Count the pairs in a causal band: the sum over t < n of min(reach, t + 1)."""
     reach = min(n, reach)
     return reach * (2 * n - reach + 1) // 2
 
 
 def behind(n_blocks: int, distance: int) -> Tensor:
-    """(N, distance + 1): each block and those up to `distance` before it, -1 for none."""
+    """Return (N, distance + 1): each block and those up to `distance` before it, -1 for none."""
     which = torch.arange(n_blocks)[:, None] - torch.arange(distance + 1)
     return which.clamp(min=-1)
 
 
 class WindowGlobalRandom(NamedTuple):
-    """The last `window` positions, the first `n_global`, and all of `n_random` earlier blocks per block of queries.
+    """Pattern of the last `window` positions, the first `n_global`, and `n_random` earlier blocks per query block.
 
     The window moves by `grain` positions at once, and ends where they end: 1, or whole blocks. A random block is none
     that the window or the global positions touch; what block c picks depends on c and `seed` alone, so that a longer
@@ -62,15 +62,15 @@ class WindowGlobalRandom(NamedTuple):
     grain: int = 1
 
     def _near(self) -> int:
-        """How many blocks before its own the window of a block touches."""
+        """Number of blocks before its own that the window of a block touches."""
         return -((self.grain - self.window) // self.block)
 
     def _first(self) -> int:
-        """How many blocks hold the global positions."""
+        """Number of blocks that hold the global positions."""
         return -(-self.n_global // self.block)
 
     def picks(self, n_blocks: int) -> Tensor:
-        """Drawn without replacement: the r-th pick counts the blocks that are not picked yet."""
+        """Draw without replacement: the r-th pick counts the blocks that are not picked yet."""
         rng = torch.Generator().manual_seed(self.seed)
         draws = torch.rand(n_blocks, self.n_random, generator=rng, dtype=torch.float64)
         n_there = torch.arange(n_blocks) - self._near() - self._first()
@@ -96,7 +96,7 @@ class WindowGlobalRandom(NamedTuple):
         return seen & (i >= j)
 
     def n_pairs(self, n: int) -> int:
-        """Visible pairs among n positions."""
+        """Count the visible pairs among n positions."""
         i = torch.arange(n, device="cpu")
         near = (i + 1).clamp(max=self.window - self.grain + 1 + i % self.grain)
         beyond = (i + 1 - near).clamp(max=self.n_global)  # the global positions that have left the window
@@ -105,7 +105,7 @@ class WindowGlobalRandom(NamedTuple):
 
 
 class Stairs(NamedTuple):
-    """Head h sees the last h + 1 positions, its own included."""
+    """Pattern in which head h sees the last h + 1 positions, its own included."""
 
     block: int
     n_heads: int
@@ -122,12 +122,12 @@ class Stairs(NamedTuple):
 
 @torch.compiler.assume_constant_result
 def tables(pattern: Pattern, n_blocks: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`pattern.table` and `pattern.picks` for a number of blocks, made once."""
+    """Return `pattern.table` and `pattern.picks` for a number of blocks, built once."""
     return _kept_tables(pattern, n_blocks, device)
 
 
 @cache
-@torch.inference_mode(False)  # the first to ask may be a test, the next one trains
+@torch.inference_mode(False)  # the first call may come from a test, the next from training
 def _kept_tables(pattern: Pattern, n_blocks: int, device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.device("cpu"):
         picks = pattern.picks(n_blocks)
@@ -137,7 +137,7 @@ def _kept_tables(pattern: Pattern, n_blocks: int, device: torch.device) -> tuple
 
 @torch.compiler.assume_constant_result
 def numbers(pattern: Pattern, device: torch.device) -> tuple[Tensor, ...]:
-    """Those of a pattern as tensors, in their order."""
+    """Return the numbers of a pattern as tensors, in their order."""
     return _kept_numbers(pattern, device)
 
 
@@ -149,7 +149,7 @@ def _kept_numbers(pattern: Pattern, device: torch.device) -> tuple[Tensor, ...]:
 
 @torch.compiler.assume_constant_result
 def tiles(pattern: Pattern, n: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The table of a pattern on n positions, cut anew into tiles of `size` positions: both ways, as flex reads it.
+    """Cut the table of a pattern on n positions into tiles of `size` positions: both ways, as flex reads it.
 
     Returns how many tiles of keys each tile of queries meets (N,) and which (N, W), in ascending order; then the same
     from the keys' side, where a row is as wide as the most queries that meet one tile: N for global positions.
@@ -169,7 +169,7 @@ def _kept_tiles(pattern: Pattern, n: int, size: int, device: torch.device) -> tu
 
 
 def recut(table: Tensor, block: int, n_tiles: int, size: int) -> Tensor:
-    """(N, W) blocks of `block` positions -> (n_tiles, width) tiles of `size`: ascending, each once, then n_tiles."""
+    """Convert (N, W) blocks of `block` positions to (n_tiles, width) tiles of `size`: ascending, unique, then n_tiles."""
     own = torch.arange(n_tiles)[:, None]
     rows = own * size // block + torch.arange((size - 1) // block + 2)  # blocks of queries that may touch a tile
     is_there = (rows < len(table)) & (rows * block < (own + 1) * size)
@@ -183,7 +183,7 @@ def recut(table: Tensor, block: int, n_tiles: int, size: int) -> Tensor:
 
 
 def _turned(which: Tensor) -> Tensor:
-    """The same pairs from the other side: for each key tile the query tiles, ascending, then len(which)."""
+    """Transpose the pairs: for each key tile the query tiles, ascending, then len(which)."""
     n = len(which)
     queries, slots = (which < n).nonzero(as_tuple=True)
     keys, order = which[queries, slots].sort(stable=True)

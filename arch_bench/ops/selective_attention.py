@@ -1,4 +1,4 @@
-"""Selective attention: what a token finds unneeded, later tokens attend to less (Leviathan et al. 2024).
+"""Selective attention: later tokens attend less to tokens that earlier ones voted against (Leviathan et al. 2024).
 
 Legend: B batch, H heads, T positions, D head width. q, k, v and the result are (B, H, T, D); `slopes` are the (H,)
 factors of ALiBi. The votes are (B, T, T): query by key.
@@ -13,17 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SelectiveAttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
-"""q, k, v, slopes -> the result, and the votes of each key summed over all queries (B, T) in float32."""
+"""Signature: q, k, v, slopes -> the result, and the votes of each key summed over all queries (B, T) in float32."""
 
 
 def distance_bias(distance: Tensor, slopes: Tensor | None) -> Tensor:
-    """What positions add to the scores, (1 or H, queries, keys): -slope * distance, -inf for what comes later."""
+    """Return the bias of the scores (1 or H, queries, keys): -slope * distance, -inf for later positions."""
     slopes = torch.zeros(1, device=distance.device) if slopes is None else slopes
     return (-slopes[:, None, None] * distance).masked_fill(distance < 0, float("-inf"))
 
 
 def votes(q: Tensor, k: Tensor, distance: Tensor, bias: Tensor) -> Tensor:
-    """S = relu of the scores of head 0, but none against oneself or the first token (B, queries, keys); float32.
+    """Compute S = relu of head 0's scores, but 0 against oneself or the first token (B, queries, keys); float32.
 
     q, k: head 0 (B, queries or keys, D); bias: its (queries, keys) of `distance_bias`.
     """
@@ -39,7 +39,7 @@ def _voted(scores: Tensor, distance: Tensor) -> Tensor:
 
 
 def _penalty(selected: Tensor) -> Tensor:
-    """F_t = sum over t' < t of S_t': a vote counts from the next query on."""
+    """Compute F_t = sum over t' < t of S_t': a vote counts from the next query on."""
     return F.pad(selected.cumsum(1)[:, :-1], (0, 0, 1, 0))
 
 
@@ -49,7 +49,7 @@ def _distances(n: int, device: torch.device) -> Tensor:
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T / sqrt(D) - F) v."""
+    """Compute softmax(q k^T / sqrt(D) - F) v."""
     distance = _distances(q.shape[2], q.device)
     scores = q @ k.mT * q.shape[-1] ** -0.5 + distance_bias(distance, slopes)
     selected = _voted(scores[:, 0], distance)
@@ -58,7 +58,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None) -> 
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The same by PyTorch's fused attention with -F as a bias: O(T^2) memory, O(H T^2) with slopes.
+    """Run PyTorch's fused attention with -F as a bias: O(T^2) memory, O(H T^2) with slopes.
 
     The scores of head 0 are made twice, once in float32 for the votes.
     """

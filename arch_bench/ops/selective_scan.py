@@ -30,7 +30,7 @@ WIDTH_CUDA = 2**20  # states per kernel: enough to fill the device
 
 
 class ScanInputs(NamedTuple):
-    """The inputs of all positions; of one token without L."""
+    """Inputs of all positions; of one token without L."""
 
     u: Tensor  # (batch, L, D)
     delta: Tensor  # (batch, L, D), before its bias and softplus
@@ -44,7 +44,7 @@ class ScanInputs(NamedTuple):
 
 @torch.compiler.disable  # loops that tracing would only unroll, and an extension that it cannot see into
 def selective_scan(inputs: ScanInputs, *, kernel: str) -> tuple[Tensor, Tensor]:
-    """All positions at once, from a zero state: y in u's dtype and the last state (batch, D, N), without gradient."""
+    """Scan all positions from a zero state: y in u's dtype and the last state (batch, D, N), without gradient."""
     if kernel == "mamba_ssm":
         return _mamba_ssm(inputs)
     scan = {"chunked": _chunked, "reference": _reference}[kernel]
@@ -55,7 +55,7 @@ def selective_scan(inputs: ScanInputs, *, kernel: str) -> tuple[Tensor, Tensor]:
 
 
 def selective_scan_step(inputs: ScanInputs, h: Tensor) -> Tensor:
-    """y of one token. Updates the state h (batch, D, N) in place."""
+    """Compute y of one token. Updates the state h (batch, D, N) in place."""
     with torch.autocast(inputs.u.device.type, enabled=False):
         u, delta, A, B, C, skip, z, delta_bias = (_wide(x) for x in inputs)
         delta = F.softplus(delta + delta_bias)
@@ -65,7 +65,7 @@ def selective_scan_step(inputs: ScanInputs, h: Tensor) -> Tensor:
 
 
 def obstacles(device: torch.device, d_state: int) -> dict[str, str | None]:
-    """Why each kernel cannot run on this device; the fastest comes first."""
+    """Return why each kernel cannot run on this device; the fastest comes first."""
     missing = f"needs a CUDA device, not {device.type}" if device.type != "cuda" else _extension_obstacle()
     too_wide = f"takes d_state <= 256, not {d_state}" if d_state > 256 else None
     return {"mamba_ssm": missing or too_wide, "chunked": None, "reference": None}
@@ -76,7 +76,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _reference(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """The recurrence as it is written. `unbind`, because the backward of indexing in a loop is O(L^2)."""
+    """Run the recurrence as written. `unbind`, because the backward of indexing in a loop is O(L^2)."""
     decay = torch.exp(delta.unsqueeze(-1) * A)  # (batch, L, D, N)
     drive = (delta * u).unsqueeze(-1) * B.unsqueeze(2)
     h = torch.zeros_like(decay[:, 0])
@@ -94,13 +94,13 @@ def _chunked(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple
 
 
 def _n_chunks(batch: int, seq_len: int, n_states: int, is_cuda: bool) -> int:
-    """As many as fill one operation. Fewer than 4 do not pay for the second pass that handing states on takes."""
+    """Return how many chunks fill one operation. Fewer than 4 are not worth the second pass that passes states on."""
     n_chunks = min((WIDTH_CUDA if is_cuda else WIDTH_CPU) // (batch * n_states), seq_len // MIN_CHUNK)
     return n_chunks if n_chunks >= 4 else 1
 
 
 class _ChunkedScan(torch.autograd.Function):
-    """All chunks of all sequences advance together, one step per iteration, on states of shape (G, N, D).
+    """Scan in which all chunks of all sequences advance together, one step at a time, on states (G, N, D).
 
     Several chunks take two passes: the first, from zero states, finds what each chunk adds to the state; this is
     handed on from chunk to chunk; the second starts from the right states. The backward pass does the same in
@@ -169,7 +169,7 @@ class _ReverseScan:
         self.decays = g.new_empty(n_steps, *g.shape).unbind()
 
     def segment(self, h: Tensor, steps: Sequence[_Step], gradients: Sequence[tuple[Tensor, ...]]) -> None:
-        """Writes the gradients of delta (through the decay), drive, B, C. h: the state that enters the segment."""
+        """Write the gradients of delta (through the decay), drive, B, C. h: the state that enters the segment."""
         self.states[0].copy_(h)
         for i, step in enumerate(steps):
             _advance(self.states[i], step, self.A_T, self.decays[i], out=self.states[i + 1])
@@ -190,13 +190,13 @@ class _ReverseScan:
 
 
 def _advance(h: Tensor, step: _Step, A_T: Tensor, decay: Tensor, out: Tensor) -> None:
-    """decay = exp(delta A); out = decay h + drive B. h: (G, N, D), where matrix products and broadcasts are fast."""
+    """Compute decay = exp(delta A); out = decay h + drive B. h: (G, N, D), where matmul and broadcasts are fast."""
     torch.mul(step.delta, A_T, out=decay).exp_()
     torch.mul(decay, h, out=out).addcmul_(step.drive, step.B.mT)
 
 
 def _entering_states(steps: Sequence[_Step], A_T: Tensor, n_chunks: int) -> Tensor:
-    """The state (G, N, D) at the start of each chunk."""
+    """Return the state (G, N, D) at the start of each chunk."""
     h, decay = A_T.new_zeros(2, len(steps[0].B), *A_T.shape)
     if n_chunks > 1:
         for step in steps:
@@ -206,7 +206,7 @@ def _entering_states(steps: Sequence[_Step], A_T: Tensor, n_chunks: int) -> Tens
 
 
 def _leaving_gradients(steps: Sequence[_Step], A_T: Tensor, n_chunks: int) -> Tensor:
-    """dL/dh (G, N, D) at the end of each chunk, from all later chunks."""
+    """Return dL/dh (G, N, D) at the end of each chunk, from all later chunks."""
     g, decay = A_T.new_zeros(2, len(steps[0].B), *A_T.shape)
     if n_chunks > 1:
         for step in reversed(steps):
@@ -217,7 +217,7 @@ def _leaving_gradients(steps: Sequence[_Step], A_T: Tensor, n_chunks: int) -> Te
 
 
 def _hand_on(x: Tensor, steps: Sequence[_Step], A_T: Tensor, n_chunks: int, reverse: bool = False) -> None:
-    """Replace what each chunk passes on by itself by what it receives from all chunks before it. x: (G, N, D)."""
+    """Replace each chunk's own contribution by the state it receives from all chunks before it. x: (G, N, D)."""
     decay = torch.exp(torch.stack([step.delta for step in steps]).sum(0) * A_T)
     chunks = [(x[i::n_chunks], decay[i::n_chunks]) for i in range(n_chunks)]
     received = torch.zeros_like(chunks[0][0])
@@ -228,7 +228,7 @@ def _hand_on(x: Tensor, steps: Sequence[_Step], A_T: Tensor, n_chunks: int, reve
 
 
 def _rows(x: Tensor, n_chunks: int) -> Tensor:
-    """(batch, L, K) -> (T, G, 1, K), a view. Padding has delta = 0, which leaves a state as it is."""
+    """View (batch, L, K) as (T, G, 1, K). Padding has delta = 0, which leaves a state unchanged."""
     batch, seq_len, width = x.shape
     padding = -seq_len % n_chunks
     x = F.pad(x, (0, 0, 0, padding)) if padding else x
@@ -236,12 +236,12 @@ def _rows(x: Tensor, n_chunks: int) -> Tensor:
 
 
 def _empty_steps(like: Tensor) -> Tensor:
-    """(T, G, 1, K), each step contiguous: `bmm` is slow when its output is not."""
+    """Allocate (T, G, 1, K), each step contiguous: `bmm` is slow when its output is not."""
     return torch.empty_like(like, memory_format=torch.contiguous_format)
 
 
 def _sequences(x: Tensor, like: Tensor) -> Tensor:
-    """Back from (T, G, 1, K) to (batch, L, K)."""
+    """Convert back from (T, G, 1, K) to (batch, L, K)."""
     batch, seq_len, _ = like.shape
     return x.transpose(0, 1).reshape(batch, -1, x.shape[-1])[:, :seq_len]
 
@@ -265,7 +265,7 @@ def _mamba_ssm(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
 
 
 def _along_time(x: Tensor) -> Tensor:
-    """(batch, L, K) -> (batch, K, L), contiguous over L."""
+    """Transpose (batch, L, K) to (batch, K, L), contiguous over L."""
     return x.mT if x.mT.stride(-1) == 1 else x.mT.contiguous()
 
 

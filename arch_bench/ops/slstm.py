@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 OBSTACLES: dict[str, str | None] = {"loop": None, "reference": None}
-"""Both kernels run anywhere; the fastest comes first."""
+"""Kernels, the fastest first; both run anywhere."""
 
 
 class Cell(NamedTuple):
-    """What a token leaves to the next: (B, H, K) each."""
+    """State after a token: (B, H, K) each."""
 
     h: Tensor
     c: Tensor
@@ -35,16 +35,16 @@ class Cell(NamedTuple):
 
 
 def empty_cell(like: Tensor) -> Cell:
-    """Before the first token, of the shape (B, H, K) of `like`."""
+    """Return the state before the first token, of the shape (B, H, K) of `like`."""
     h, c, n = (torch.zeros_like(like) for _ in range(3))
     return Cell(h, c, n, torch.full_like(like, -torch.inf))
 
 
 @torch.compiler.disable  # loops over time, which tracing would only unroll
 def slstm(x: Tensor, R: Tensor, *, kernel: str) -> tuple[Tensor, Cell]:
-    """All positions, from an empty cell: h (B, T, H, K) and the last cell, without gradient.
+    """Process all positions from an empty cell: h (B, T, H, K) and the last cell, without gradient.
 
-    x: (B, T, H, 4, K), what the tokens say to the gates. R: (H, K, 4 K), what h says to them.
+    x: (B, T, H, 4, K), the tokens' input to the gates. R: (H, K, 4 K), the weights of h in them.
     """
     with torch.autocast(x.device.type, enabled=False):
         x, R = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (x, R))
@@ -55,7 +55,7 @@ def slstm(x: Tensor, R: Tensor, *, kernel: str) -> tuple[Tensor, Cell]:
 
 
 def slstm_step(x_t: Tensor, cell: Cell, R: Tensor) -> Cell:
-    """One token. x_t: (B, H, 4, K), in the dtype of the cell."""
+    """Process one token. x_t: (B, H, 4, K), in the dtype of the cell."""
     h, c, n, m = cell
     from_h = torch.bmm(h.transpose(0, 1), R).unflatten(-1, (4, -1)).transpose(0, 1)
     i, f, z, o = (x_t + from_h).unbind(2)
@@ -76,7 +76,7 @@ def _reference(x: Tensor, R: Tensor) -> tuple[Tensor, Cell]:
 
 
 class _Loop(torch.autograd.Function):
-    """The same loop without a graph of its steps, and a backward pass in which only what must be is sequential.
+    """Loop without a graph of its steps, with a backward pass in which only the necessary part is sequential.
 
     m is a scale of c and n that h does not depend on, and has no gradient. Then the gradients of one step are linear
     in those of h, c and n, with factors that are computed for all steps at once; so is the gradient of R afterwards.
@@ -84,7 +84,7 @@ class _Loop(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, R: Tensor) -> tuple[Tensor, ...]:
-        """x: (T, H, B, 4, K) -> h (T, H, B, K), and the last h, c, n, m (H, B, K)."""
+        """Map x: (T, H, B, 4, K) to h (T, H, B, K), and the last h, c, n, m (H, B, K)."""
         T, H, B, _, K = x.shape
         gates = x.clone()
         h, m = x.new_zeros(T + 1, H, B, K), x.new_full((T + 1, H, B, K), -torch.inf)
@@ -124,12 +124,12 @@ class _Loop(torch.autograd.Function):
 
 
 def _steps(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of each, time by time: made here, since making one costs as much as a small operation."""
+    """Return views of each, step by step: made here, since making one costs as much as a small operation."""
     return (tensor.unbind() for tensor in tensors)
 
 
 def _advance(gates: list[Tensor], m_before: Tensor, cn_before: Tensor, out: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Writes h, m and (c, n) after one step. gates: i, f, z, o, (H, B, K) each."""
+    """Write h, m and (c, n) after one step. gates: i, f, z, o, (H, B, K) each."""
     h, m, cn = out
     i, f, z, o = gates
     log_f = F.logsigmoid(f).add_(m_before)

@@ -23,7 +23,7 @@ from arch_bench.ops.linear_attention import linear_attention
 
 
 class Inputs(NamedTuple):
-    """Of all positions; of one token without T."""
+    """Inputs of all positions; of one token without T."""
 
     q: Tensor
     k: Tensor
@@ -34,7 +34,7 @@ class Inputs(NamedTuple):
 
 
 def trapezoid(inputs: Inputs, *, kernel: str) -> tuple[Tensor, Tensor]:
-    """All positions at once, from a zero state: o in v's dtype and the last state (B, H, K, V), without gradient."""
+    """Process all positions from a zero state: o in v's dtype and the last state (B, H, K, V), without gradient."""
     with torch.autocast(inputs.v.device.type, enabled=False):
         if kernel == "reference":
             o, last = _reference(Inputs(*(wide(x) for x in inputs)))
@@ -43,7 +43,7 @@ def trapezoid(inputs: Inputs, *, kernel: str) -> tuple[Tensor, Tensor]:
 
 
 def trapezoid_step(inputs: Inputs, k_before: Tensor, v_before: Tensor, *, state: Tensor) -> Tensor:
-    """o of one token, after the key and the value of the one before. Updates the state (B, H, K, V) in place."""
+    """Compute o of one token, given the previous key and value. Updates the state (B, H, K, V) in place."""
     with torch.autocast(inputs.v.device.type, enabled=False):
         q, k, v, log_decay, now, before = (wide(x).unsqueeze(-1) for x in inputs)
         state.add_((before * wide(k_before)).unsqueeze(-1) * wide(v_before).unsqueeze(-2))
@@ -53,7 +53,7 @@ def trapezoid_step(inputs: Inputs, k_before: Tensor, v_before: Tensor, *, state:
 
 @torch.compiler.disable  # a loop that tracing would only unroll
 def _reference(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """The recurrence as it is written. `unbind`, because the backward of indexing in a loop is O(T^2)."""
+    """Run the recurrence as written. `unbind`, because the backward of indexing in a loop is O(T^2)."""
     q, k, v, log_decay, now, before = inputs
     last = state = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
     rows = (x.unsqueeze(-2).unbind(2) for x in (q, k, v))
@@ -68,7 +68,7 @@ def _reference(inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 
 def _shifted(inputs: Inputs, kernel: str) -> tuple[Tensor, Tensor]:
-    """By linear attention, once.
+    """Compute by linear attention, once.
 
     S'_t = S_t + before_{t+1} k_t v_t^T = decay_t S'_{t-1} + (now_t + before_{t+1}) k_t v_t^T, so that
 
@@ -87,5 +87,5 @@ def _shifted(inputs: Inputs, kernel: str) -> tuple[Tensor, Tensor]:
 
 
 def _next(x: Tensor) -> Tensor:
-    """What the position after has; zeros at the end. (B, H, T, ...)."""
+    """Shift to the values of the next position; zeros at the end. (B, H, T, ...)."""
     return F.pad(x[:, :, 1:], (0, 0) * (x.dim() - 3) + (0, 1))

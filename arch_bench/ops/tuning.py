@@ -1,4 +1,4 @@
-"""Triton's autotuning, with its compiling spread over the CPUs and its findings kept on disk.
+"""Triton's autotuning, with compilation spread over the CPUs and results kept on disk.
 
 An autotuner times a kernel in tens of configurations and compiles them one after the other: minutes for the hundreds
 that one layer of fla or mamba-ssm has, while all CPUs but one and the GPU wait.
@@ -16,21 +16,21 @@ from typing import Any
 from unittest.mock import patch
 
 MAX_THREADS = 16
-"""What one process takes of a machine on which others compile too."""
+"""Share of a machine that one process uses, because others compile too."""
 TIMED_MS = {"warmup": 10, "rep": 40}
 """Of each configuration: tens of runs of a kernel that takes a millisecond, two fifths of what Triton takes."""
 GLANCE_MS = {"warmup": 1, "rep": 4}
 """Of each of many configurations (fla has up to 135 of one kernel), to leave out those that are far from the best."""
 N_FEW = 8
-"""Up to as many are all timed at length."""
+"""Number of configurations up to which all are timed at length."""
 FAR = 1.3
-"""Times the shortest at a glance: beyond it, what was seen at a glance is the time of a configuration."""
+"""Ratio to the shortest brief timing beyond which a configuration is not timed again."""
 _APART: list[str] = []
-"""What this process adds to the names under which findings are kept."""
+"""Suffix that this process adds to the names under which results are kept."""
 
 
 def keep_apart() -> None:
-    """From now on, neither use nor change what was found by processes that may have shared their device."""
+    """Stop using and changing results of processes that may have shared their device."""
     _APART[:] = ["alone"]
 
 
@@ -80,23 +80,23 @@ def parallel_tuning() -> Iterator[None]:
 def at_a_glance(
     tuner: Any, timed: Callable[[Any], list[float]], kwargs: dict[str, object]
 ) -> dict[object, list[float]]:
-    """The times of the configurations that are far from the best of many."""
+    """Return the times of the configurations that are far from the best of many."""
     from triton.runtime.driver import driver
 
     configs = tuner.prune_configs(kwargs)
     if len(configs) <= N_FEW:
         return {}
     glance = partial(driver.active.get_benchmarker(), **GLANCE_MS)
-    with patch.dict(vars(tuner), do_bench=glance):  # where the tuner keeps its benchmarker
+    with patch.dict(vars(tuner), do_bench=glance):  # the attribute in which the tuner keeps its benchmarker
         times = {config: timed(config) for config in configs}
     best = min(median for median, *_ in times.values())
     return {config: found for config, found in times.items() if found[0] > FAR * best}
 
 
 def compile_all(tuner: Any, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-    """The kernel in every configuration, by Triton's own threads of compilation.
+    """Compile the kernel in every configuration, with Triton's own compilation threads.
 
-    What cannot be compiled is left to the autotuner, which says so or passes over it.
+    Configurations that cannot be compiled are left to the autotuner, which reports or skips them.
     """
     with suppress(ImportError):  # the mode is Triton's, but not of its public interface
         from triton.runtime._async_compile import AsyncCompileMode
