@@ -34,7 +34,7 @@ class GatedLinearMixer(LinearMixer):
         self.out = nn.Linear(n_heads * d_value, d_model, bias=False)
 
     def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(..., H, K) twice and (..., H, V); keys are scaled by K^-1/2."""
+        """Project to (..., H, K) twice and (..., H, V); keys are scaled by K^-1/2."""
         q, k, v = (each.unflatten(-1, (self.n_heads, -1)) for each in self.qkv(x).split(self._widths, -1))
         return q, k * self.d_key**-0.5, v
 
@@ -96,7 +96,7 @@ class RetNet(GatedLinearMixer):
         return y_t, (last, position + 1)
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """(S, position)."""
+        """Return (S, position)."""
         return *super().init_state(batch_size, max_len), torch.tensor(position, device=self.out.weight.device)
 
 
@@ -123,7 +123,7 @@ class GLA(GatedLinearMixer):
     decay: ClassVar[Decay] = "channel"
     NORM_EPS: ClassVar[float] = 1e-5
     TEMPERATURE: ClassVar[int] = 16
-    """Of the gate: it starts near 1, so that the state lasts."""
+    """Temperature of the gate, which starts near 1, so that the state lasts."""
 
     def __init__(
         self, *, d_model: int, n_heads: int, expand_k: float, expand_v: float, d_gate: int, kernel: str

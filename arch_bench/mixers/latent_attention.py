@@ -1,4 +1,4 @@
-"""Multi-head latent attention: keys and values are read out of one short vector per position.
+"""Multi-head latent attention: keys and values are computed from one short vector per position.
 
 Legend: B batch, H heads, T positions, K head width (d_model / H), R rotated width, C latent width.
 """
@@ -76,18 +76,18 @@ class LatentAttention(Mixer):
         return self._attend(self._queries(x), self._latents(x))
 
     def _queries(self, x: Tensor, position: Tensor | None = None) -> Tensor:
-        """(B, H, T, K + R), the last R of them rotated."""
+        """Compute queries (B, H, T, K + R), the last R entries rotated."""
         q = self.q(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         return self._rotated(q, self.d_head, position)
 
     def _latents(self, x: Tensor, position: Tensor | None = None) -> Tensor:
-        """(B, T, C + R): what a position leaves behind."""
+        """Compute (B, T, C + R), the stored vector of each position."""
         c, r = self.down(x).split((self.d_latent, self.d_rope), dim=-1)
         latents = torch.cat((self.latent_norm(c), r), dim=-1)
         return self._rotated(latents[:, None], self.d_latent, position)[:, 0]
 
     def _rotated(self, x: Tensor, start: int, position: Tensor | None) -> Tensor:
-        """x with what comes from `start` on rotated by the positions 0 ... T-1, or by the one of its only token."""
+        """Rotate the entries of x from `start` on by positions 0 ... T-1, or by the position of a single token."""
         if not self.is_rotary:
             return x
         still, turned = x[..., :start], x[..., start:]
@@ -108,12 +108,12 @@ class LatentAttention(Mixer):
         return self.out(y.transpose(1, 2).flatten(2))
 
     def flops_per_token(self, seq_len: int) -> float:
-        """The projections, and 2 H (2 K + R) per visible pair of positions."""
+        """Count the projections, and 2 H (2 K + R) per visible pair of positions."""
         weights = count_flops(self.q.weight, self.down.weight, self.key_up, self.value_up, self.out.weight)
         return weights + self.n_heads * (2 * self.d_head + self.d_rope) * (seq_len + 1)
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """(latents (B, max_len, C + R), position), in the activations' dtype."""
+        """Return (latents (B, max_len, C + R), position), in the activations' dtype."""
         device, width = self.out.weight.device, self.d_latent + self.d_rope
         latents = torch.zeros(batch_size, max_len, width, device=device, dtype=self.cache_dtype())
         return latents, torch.tensor(position, device=device)
@@ -130,7 +130,7 @@ class LatentAttention(Mixer):
         cache.index_copy_(1, position[None], self._latents(x_t, position).to(cache.dtype))
         content, turned = self._queries(x_t, position)[:, :, 0].split((self.d_head, self.d_rope), dim=-1)  # (B, H, .)
         into = torch.matmul(content.transpose(0, 1), self.key_up).transpose(0, 1)  # (B, H, C)
-        q = torch.cat((into, turned), dim=-1).to(cache.dtype)[:, None]  # all heads ask the one set of latents
+        q = torch.cat((into, turned), dim=-1).to(cache.dtype)[:, None]  # all heads query the same latents
         keys, scale = cache[:, None], (self.d_head + self.d_rope) ** -0.5
         bias = self._bias(position, cache.shape[1])
         y = F.scaled_dot_product_attention(q, keys, keys[..., : self.d_latent], attn_mask=bias.to(q), scale=scale)
@@ -138,7 +138,7 @@ class LatentAttention(Mixer):
         return self.out(y.flatten(1)), (cache, position + 1)
 
     def _bias(self, position: Tensor, size: int) -> Tensor:
-        """(1, size) or (H, size), added to the scores of the token at `position`."""
+        """Return the bias (1, size) or (H, size) of the scores of the token at `position`."""
         distance = position - torch.arange(size, device=position.device)
         bias = attention.attention_bias(distance[None], position + 1, self.slopes)
         if self.slopes is not None:

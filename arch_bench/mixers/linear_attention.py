@@ -1,4 +1,4 @@
-"""Linear attention: a sum of keys times values for a state, read by queries. Here without decay.
+"""Linear attention: the state is a sum of keys times values, read by queries. Here without decay.
 
 Legend: B batch, T positions, H heads, K and V widths of a head's key and value.
 """
@@ -19,7 +19,7 @@ from arch_bench.ops.linear_attention import Decay, Heads, linear_attention, line
 
 
 class Inputs(NamedTuple):
-    """Those of `linear_attention`, heads before widths."""
+    """Inputs of `linear_attention`, heads before widths."""
 
     q: Tensor  # (..., H, K)
     k: Tensor  # (..., H, K)
@@ -28,7 +28,7 @@ class Inputs(NamedTuple):
 
 
 class LinearMixer(Mixer):
-    """What mixers on `linear_attention` share: S_t = decay_t S_{t-1} + k_t v_t^T, o_t = S_t^T q_t in each head.
+    """Base of mixers on `linear_attention`: S_t = decay_t S_{t-1} + k_t v_t^T, o_t = S_t^T q_t in each head.
 
     State: S, H K V numbers in float32, whatever the length. Beside the projections a token costs 2 H K V multiply-adds
     in training as in decoding, in chunks of C positions H C (K + V) / 2 more.
@@ -38,7 +38,7 @@ class LinearMixer(Mixer):
     decay: ClassVar[Decay] = "none"
 
     def _decide(self, kernel: str, n_heads: int, d_key: int, d_value: int) -> None:
-        """The sizes of the state, and who computes it; after the parameters."""
+        """Set the sizes of the state and choose the kernel; called after the parameters exist."""
         self.n_heads, self.d_key, self.d_value = n_heads, d_key, d_value
         weight = next(self.parameters())
         heads = Heads(weight.device, self.cache_dtype(), n_heads, d_key, d_value, self.decay)
@@ -46,14 +46,14 @@ class LinearMixer(Mixer):
 
     @abstractmethod
     def _inputs(self, x: Tensor, *extra: Tensor) -> Inputs:
-        """Of all positions (B, T, d_model), or of one (B, d_model) with what the state holds beside S."""
+        """Compute the inputs of all positions (B, T, d_model), or of one (B, d_model) with the state beside S."""
 
     @abstractmethod
     def _output(self, o: Tensor, x: Tensor) -> Tensor:
-        """(..., H, V) -> (..., d_model)."""
+        """Map (..., H, V) to (..., d_model)."""
 
     def _weights(self) -> list[Tensor]:
-        """The matrices that every token is multiplied with."""
+        """Return the matrices that multiply every token."""
         return [module.weight for module in self.modules() if isinstance(module, nn.Linear)]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,12 +66,12 @@ class LinearMixer(Mixer):
         return y, state
 
     def _parallel(self, x: Tensor) -> tuple[Tensor, State]:
-        """Output and the state after the last position. x: (B, T, d_model)."""
+        """Return the output and the state after the last position. x: (B, T, d_model)."""
         o, last = self._attend(self._inputs(x))
         return self._output(o, x), (last,)
 
     def _attend(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """o (B, T, H, V) and the last S."""
+        """Compute o (B, T, H, V) and the last S."""
         q, k, v, log_decay = inputs
         if log_decay is not None and log_decay.dim() > 1:
             log_decay = log_decay.transpose(1, 2)
@@ -90,7 +90,7 @@ class LinearMixer(Mixer):
         return (weight.new_zeros(batch_size, self.n_heads, self.d_key, self.d_value, dtype=dtype),)
 
     def flops_per_token(self, seq_len: int) -> float:
-        """The projections, and k v^T and S^T q: 4 H K V."""
+        """Count the projections, and k v^T and S^T q: 4 H K V."""
         return count_flops(*self._weights()) + 4 * self.n_heads * self.d_key * self.d_value
 
 

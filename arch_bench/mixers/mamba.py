@@ -74,7 +74,7 @@ class Mamba(Mixer):
         self._init_steps()
 
     def _init_steps(self) -> None:
-        """softplus(dt_proj.bias) is log-uniform in DT_RANGE; the weight keeps the variance of its input."""
+        """Initialise softplus(dt_proj.bias) log-uniform in DT_RANGE; the weight keeps the variance of its input."""
         low, high = (math.log(limit) for limit in DT_RANGE)
         dt = torch.empty(self.d_inner).uniform_(low, high).exp().clamp(min=DT_FLOOR)
         inverse_softplus = dt + torch.log(-torch.expm1(-dt))
@@ -88,12 +88,12 @@ class Mamba(Mixer):
         return self._parallel(x)[0]
 
     def flops_per_token(self, seq_len: int) -> float:
-        """2 E (3 d_model + 2 R + 2 N + K): the projections and the convolution, without the scan."""
+        """Count 2 E (3 d_model + 2 R + 2 N + K): the projections and the convolution, without the scan."""
         projections = (self.in_proj, self.x_proj, self.dt_proj, self.out_proj)
         return count_flops(*(projection.weight for projection in projections), self.conv1d.weight)
 
     def elementwise_flops_per_token(self, seq_len: int) -> float:
-        """The scan: 9 E N, as its author counts a parallel one (state-spaces/mamba issue 110); 7 E N step by step."""
+        """Count the scan: 9 E N as its author counts a parallel one (state-spaces/mamba issue 110); 7 E N stepwise."""
         return 9 * self.A_log.numel()
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
@@ -119,7 +119,7 @@ class Mamba(Mixer):
         return self.out_proj(y_t), (window, h)
 
     def _parallel(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Output, convolution input and last h. x: (B, L, d_model)."""
+        """Return the output, convolution input and last h. x: (B, L, d_model)."""
         x, z = (self._project(x, half) for half in self.in_proj.weight.chunk(2))  # no joining of their gradients
         u = F.silu(causal_conv(x, self.conv1d.weight, self.conv1d.bias))
         y, h = selective_scan(self._select(u, z), kernel=self.kernel)
@@ -140,13 +140,13 @@ class Mamba(Mixer):
         return {"mamba_ssm.Mamba": layer}
 
     def _select(self, u: Tensor, z: Tensor) -> ScanInputs:
-        """The scan's inputs, with the step size, B and C that the input chooses. u, z: (..., E)."""
+        """Compute the scan's inputs, with step size, B and C selected by the input. u, z: (..., E)."""
         dt, B, C = self.x_proj(u).split((self.dt_rank, self.d_state, self.d_state), -1)
         delta = self._project(dt, self.dt_proj.weight)
         return ScanInputs(u, delta, -torch.exp(self.A_log), B, C, self.D, z, self.dt_proj.bias)
 
     def _project(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x @ weight.T, contiguous over L for the fused kernel, which reads along time, else over channels."""
+        """Compute x @ weight.T, contiguous over L for the fused kernel, which reads along time, else over channels."""
         if self.kernel != "mamba_ssm" or x.ndim == 2:
             return F.linear(x, weight)
         return (weight @ x.flatten(0, 1).mT).unflatten(1, x.shape[:2]).permute(1, 2, 0)

@@ -82,7 +82,7 @@ class Mamba2(ConvolvedMixer):
         self.choose(kernel, {"mamba_ssm": _mamba_ssm_obstacle(heads), **obstacles(heads)})
 
     def flops_per_token(self, seq_len: int) -> float:
-        """The projections, the convolution, and B x^T and S^T C: 4 E N."""
+        """Count the projections, the convolution, and B x^T and S^T C: 4 E N."""
         return self._projection_flops() + 4 * math.prod(self.state_shape)
 
     def _project(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -99,7 +99,7 @@ class Mamba2(ConvolvedMixer):
         return self.out_proj(self.norm(y)), last
 
     def _scan(self, x: Tensor, delta: Tensor, B: Tensor, C: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """S^T C of all positions or of one, and the last S. x: (..., H, P), delta: (..., H), B and C: (..., N)."""
+        """Return S^T C of all positions or of one, and the last S. x: (..., H, P), delta: (..., H), B, C: (..., N)."""
         A = -torch.exp(wide(self.A_log))
         if state is None:
             return _scanned(x, delta, A, B, C, kernel=self.kernel)
@@ -123,14 +123,14 @@ class Mamba2(ConvolvedMixer):
 
 
 def inverse_softplus_of_steps(n: int) -> Tensor:
-    """Biases whose softplus, the step size, is log-uniform in DT_RANGE."""
+    """Return biases whose softplus, the step size, is log-uniform in DT_RANGE."""
     low, high = (math.log(limit) for limit in DT_RANGE)
     dt = torch.empty(n).uniform_(low, high).exp().clamp(min=DT_FLOOR)
     return dt + torch.log(-torch.expm1(-dt))
 
 
 def _scanned(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, kernel: str) -> tuple[Tensor, Tensor]:
-    """S^T C of all positions, and the last S. x: (B, T, H, P), delta: (B, T, H), A: (H,), B and C: (B, T, N)."""
+    """Compute S^T C and the last S. x: (B, T, H, P), delta: (B, T, H), A: (H,), B and C: (B, T, N)."""
     if kernel == "mamba_ssm":
         return _mamba_ssm(x, delta, A, B, C)
     values, log_decay = (delta.unsqueeze(-1) * x).transpose(1, 2), (delta * A).transpose(1, 2)
@@ -140,7 +140,7 @@ def _scanned(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, kerne
 
 @torch.compiler.disable
 def _mamba_ssm(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """mamba-ssm's kernels in Triton. x: (B, T, H, P), delta: (B, T, H), B and C: (B, T, N)."""
+    """Run mamba-ssm's kernels in Triton. x: (B, T, H, P), delta: (B, T, H), B and C: (B, T, N)."""
     scan = importlib.import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
     B, C = (cast(each).unsqueeze(2).contiguous() for each in (B, C))
     y, last = scan(cast(x).contiguous(), delta.contiguous(), A, B, C, chunk_size=CHUNK, return_final_states=True)
@@ -149,7 +149,7 @@ def _mamba_ssm(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tup
 
 @cache
 def _mamba_ssm_obstacle(heads: Heads) -> str | None:
-    """As tried on CUDA, once in a process."""
+    """Return why the kernel cannot run, by trial on CUDA, once per process."""
     if obstacle := missing(heads.device, "mamba_ssm"):
         return obstacle
     (batch, T), H = TRIAL, heads.n_heads

@@ -1,4 +1,4 @@
-"""Mamba-3: a state space model by the trapezoidal rule, whose state turns as the token says (Lahoti et al. 2026).
+"""Mamba-3: a trapezoidal state space model whose state rotates by an angle from the token (Lahoti et al. 2026).
 
 Legend: B batch, T positions, E d_inner = expand * d_model, H heads, P d_head = E / H, N d_state, R rotated pairs of N.
 """
@@ -30,7 +30,7 @@ CHUNK = 64  # positions, of mamba-ssm's kernel
 
 
 def heavy_tail(a: Tensor) -> Tensor:
-    """1 + a above zero and 1 / (1 - a) below: positive, and smooth at zero."""
+    """Compute 1 + a above zero and 1 / (1 - a) below: positive, and smooth at zero."""
     return a.clamp(min=0) + 1 / (1 - a.clamp(max=0))
 
 
@@ -38,7 +38,7 @@ DECAYS: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "heavy_
 
 
 class Projected(NamedTuple):
-    """What the token decides, of all positions or of one."""
+    """Values that the token determines, of all positions or of one."""
 
     z: Tensor  # (..., H, P)
     x: Tensor  # (..., H, P)
@@ -50,12 +50,12 @@ class Projected(NamedTuple):
     angles: Tensor  # (..., R), before their tanh
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """Of this token's B x^T and of the last one's."""
+        """Return the weights of this token's B x^T and of the last one's."""
         share = wide(self.trap).sigmoid()
         return self.delta * share, self.delta * (1 - share)
 
     def turns(self) -> Tensor:
-        """By how much the state turns: (..., H, R)."""
+        """Return the angles by which the state turns: (..., H, R)."""
         return math.pi * wide(self.angles).tanh().unsqueeze(-2) * self.delta.unsqueeze(-1)
 
 
@@ -132,11 +132,11 @@ class Mamba3(Mixer):
         self.choose(kernel, {"mamba_ssm": _mamba_ssm_obstacle(heads, n_pairs), **obstacles(heads)})
 
     def flops_per_token(self, seq_len: int) -> float:
-        """The projections, and B x^T and S^T C: 4 E N."""
+        """Count the projections, and B x^T and S^T C: 4 E N."""
         return count_flops(self.in_proj.weight, self.out_proj.weight) + 4 * math.prod(self.state_shape)
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """(S, the last B, the last x, theta): (B, H, N, P), (B, H, N), (B, H, P), (B, H, R)."""
+        """Return (S, the last B, the last x, theta): (B, H, N, P), (B, H, N), (B, H, P), (B, H, R)."""
         H, N, P = self.state_shape
         make = self.D.new_zeros
         dtype = torch.promote_types(self.D.dtype, torch.float32)
@@ -168,7 +168,7 @@ class Mamba3(Mixer):
         return Projected(z, x, self.B_norm(wide(B)), self.C_norm(wide(C)), delta, log_decay, trap, angles)
 
     def _biases(self) -> tuple[Tensor, Tensor]:
-        """Of B and C, (H, N) each."""
+        """Return the biases of B and C, (H, N) each."""
         return self.B_bias.squeeze(1), self.C_bias.squeeze(1)
 
     def _all(self, x: Tensor, *, with_state: bool) -> tuple[Tensor, State]:
@@ -195,7 +195,7 @@ class Mamba3(Mixer):
 
 
 def _parallel(p: Projected, B_bias: Tensor, C_bias: Tensor, D: Tensor, *, kernel: str) -> tuple[Tensor, State]:
-    """The gated S^T C (B, T, H, P), and the state after the last position."""
+    """Return the gated S^T C (B, T, H, P), and the state after the last position."""
     # angles add up over the whole sequence: in float32 a late one would be off by their number of roundings
     theta = p.turns().cumsum(1, dtype=torch.float64).remainder(2 * math.pi).to(p.delta.dtype)
     q, k = _turned(p, B_bias, C_bias, theta)
@@ -205,18 +205,18 @@ def _parallel(p: Projected, B_bias: Tensor, C_bias: Tensor, D: Tensor, *, kernel
 
 
 def _turned(p: Projected, B_bias: Tensor, C_bias: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-    """C and B of each head (..., H, N)."""
+    """Rotate C and B of each head (..., H, N)."""
     q, k = (_rotated(wide(each).unsqueeze(-2) + bias, theta) for each, bias in ((p.C, C_bias), (p.B, B_bias)))
     return q, k
 
 
 def _gated(o: Tensor, p: Projected, D: Tensor) -> Tensor:
-    """(..., H, P)."""
+    """Apply the gate: (..., H, P)."""
     return (wide(o) + D[:, None] * p.x) * F.silu(wide(p.z))
 
 
 def _rotated(x: Tensor, theta: Tensor) -> Tensor:
-    """The first pairs of neighbours turned by theta (..., R), the rest as it is. x: (..., N)."""
+    """Rotate the first pairs of neighbours by theta (..., R); the rest is unchanged. x: (..., N)."""
     R = theta.shape[-1]
     first, second = x[..., : 2 * R].unflatten(-1, (R, 2)).unbind(-1)
     cos, sin = theta.cos(), theta.sin()
@@ -228,7 +228,7 @@ def _rotated(x: Tensor, theta: Tensor) -> Tensor:
 def _mamba_ssm(
     p: Projected, B_bias: Tensor, C_bias: Tensor, D: Tensor, *, with_state: bool
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """mamba-ssm's kernels in Triton: S^T C, D and the gate, in bf16, and if it is asked for the state."""
+    """Run mamba-ssm's kernels in Triton: S^T C, D and the gate, in bf16, and if requested the state."""
     scan = importlib.import_module("mamba_ssm.ops.triton.mamba3.mamba3_siso_combined").mamba3_siso_combined
     angles = wide(p.angles).unsqueeze(2).expand(-1, -1, p.x.shape[2], -1)
     over_time = (each.mT.contiguous() for each in (p.log_decay, p.delta, p.trap))
@@ -252,7 +252,7 @@ def _mamba_ssm(
 
 @cache
 def _mamba_ssm_obstacle(heads: Heads, n_pairs: int) -> str | None:
-    """As tried on CUDA, once in a process."""
+    """Return why the kernel cannot run, by trial on CUDA, once per process."""
     if obstacle := missing(heads.device, "mamba_ssm"):
         return obstacle
     if heads.dtype != torch.bfloat16:

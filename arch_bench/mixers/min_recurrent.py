@@ -1,4 +1,4 @@
-"""Minimal recurrent networks: gates that see the token alone, so that all positions are computed at once.
+"""Minimal recurrent networks: gates depend on the token alone, so that all positions are computed at once.
 
 Legend: B batch, T positions, E hidden width = expand * d_model.
 """
@@ -41,10 +41,10 @@ class MinRecurrent(Mixer):
 
     @abstractmethod
     def _gates(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """keep and take, each (..., E) in (0, 1), from the inputs in front of v."""
+        """Return keep and take, each (..., E) in (0, 1), from the inputs in front of v."""
 
     def _recurrence(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """keep_t and take_t g(v_t), in float32 or wider. x: (..., d_model)."""
+        """Return keep_t and take_t g(v_t), in float32 or wider. x: (..., d_model)."""
         inputs = self.in_proj(x)
         inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
         *gates, v = inputs.chunk(self.n_inputs, dim=-1)
@@ -52,7 +52,7 @@ class MinRecurrent(Mixer):
         return keep, take * torch.where(v >= 0, v + 0.5, torch.sigmoid(v))
 
     def _parallel(self, x: Tensor) -> Tensor:
-        """h (B, T, E)."""
+        """Compute h (B, T, E)."""
         keep, drive = self._recurrence(x)
         return linear_recurrence(keep, drive, kernel=self.kernel)
 
@@ -97,5 +97,5 @@ class MinLSTM(MinRecurrent):
 
     def _gates(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         forget, insert = inputs
-        log_ratio = F.logsigmoid(insert) - F.logsigmoid(forget)  # no quotient of two gates that may both be 0
+        log_ratio = F.logsigmoid(insert) - F.logsigmoid(forget)  # avoids a quotient of two gates that may both be 0
         return torch.sigmoid(-log_ratio), torch.sigmoid(log_ratio)

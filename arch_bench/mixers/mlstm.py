@@ -69,7 +69,7 @@ class MLSTM(LinearMixer):
 
     @torch.no_grad()
     def _initialise(self, n_heads: int) -> None:
-        """Gates that do not see the token yet."""
+        """Initialise the gates so that they do not depend on the token yet."""
         nn.init.zeros_(self.gates.weight)
         self.gates.bias[:n_heads].normal_(std=INPUT_BIAS_STD)
         self.gates.bias[n_heads:].copy_(torch.linspace(*FORGET_BIAS, n_heads))
@@ -78,7 +78,7 @@ class MLSTM(LinearMixer):
         return self._stabilised(x, *extra)[0]
 
     def _stabilised(self, x: Tensor, before: Tensor | None = None) -> tuple[Inputs, Tensor]:
-        """The inputs and m, of all positions, or of one after m = `before`."""
+        """Return the inputs and m, of all positions, or of one after m = `before`."""
         q, k, v = (each.unflatten(-1, (self.n_heads, -1)) for each in self.qkv(x).chunk(3, -1))
         log_i, log_f = wide(self.gates(x)).chunk(2, -1)
         log_f = log_f if self.has_exp_forget_gate else F.logsigmoid(log_f)
@@ -101,13 +101,13 @@ class MLSTM(LinearMixer):
         return self.out(self.norm(o).flatten(-2).to(x.dtype) * self.output_gate(x).sigmoid())
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """(C and n, m): (B, H, K, K + 1) and (B, H), which is the exponent of nothing."""
+        """Return (C and n, m): (B, H, K, K + 1) and (B, H); m starts as the exponent of an empty state."""
         (last,) = super().init_state(batch_size, max_len)
         return last, last.new_full((batch_size, self.n_heads), float("-inf"))
 
 
 def _stabilisers(log_i: Tensor, log_f: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-    """m and the m before it, of all positions (B, T, H), or of one (B, H) after m = `before`.
+    """Return m and the m before it, of all positions (B, T, H), or of one (B, H) after m = `before`.
 
     All at once m_t = F_t + max over s <= t of (log i_s - F_s), with F_t the sum of log f up to t. F_t is large at great
     lengths and m_t no more precise; any m gives the same h, so long as it is the same m everywhere. What decays at the
@@ -121,7 +121,7 @@ def _stabilisers(log_i: Tensor, log_f: Tensor, before: Tensor | None) -> tuple[T
 
 
 def _normalised(o: Tensor, m: Tensor) -> Tensor:
-    """C^T q / max(|n^T q|, exp(-m)), both relative to exp(m). o: (..., H, K + 1), m: (..., H)."""
+    """Compute C^T q / max(|n^T q|, exp(-m)), both relative to exp(m). o: (..., H, K + 1), m: (..., H)."""
     o = wide(o)
     floor = (-m).exp().clamp(min=TINY).unsqueeze(-1)
     return o[..., :-1] / torch.maximum(o[..., -1:].abs(), floor)

@@ -51,11 +51,11 @@ class Moba(Attention):
         return -(-max_len // self.choice.block) * self.choice.block
 
     def _n_pairs(self, seq_len: int) -> float:
-        """Those of positions, and half a pair for each block that is scored: a product with its mean, and no value."""
+        """Count pairs of positions, and half a pair for each scored block: a product with its mean, and no value."""
         return self.choice.n_pairs(seq_len) + self.choice.n_gates(seq_len) / 2
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """(keys, values, sums of keys by block, position)."""
+        """Return (keys, values, sums of keys by block, position)."""
         keys, values, at = super().init_state(batch_size, max_len, position)
         wide = torch.promote_types(self.out.weight.dtype, torch.float32)
         return keys, values, torch.zeros_like(keys[:, :, :: self.choice.block], dtype=wide), at

@@ -61,7 +61,7 @@ class NSA(Attention):
         return -(-max_len // self.sizes.block) * self.sizes.block
 
     def _gates(self, x: Tensor) -> Tensor:
-        """(B, T, d_model) -> (3, B, H, T, 1)."""
+        """Compute the gates: (B, T, d_model) -> (3, B, H, T, 1)."""
         return self.gates(x).sigmoid().unflatten(-1, (self.n_heads, 3)).permute(3, 0, 2, 1).unsqueeze(-1)
 
     def _mixed(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class NSA(Attention):
         return near + self.sizes.n_chosen_pairs(seq_len) + self.sizes.n_summaries(seq_len)
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """(keys, values, sums of keys and of values by block, position)."""
+        """Return (keys, values, sums of keys and of values by block, position)."""
         keys, values, at = super().init_state(batch_size, max_len, position)
         wide = torch.promote_types(self.out.weight.dtype, torch.float32)
         sums = torch.zeros_like(keys[:, :, :: self.sizes.block], dtype=wide)
@@ -104,7 +104,7 @@ class NSA(Attention):
         return self._merge(y.to(x_t.dtype))[:, 0], (*caches, position + 1)
 
     def _branches(self, q: Tensor, caches: list[Tensor], at: Tensor) -> tuple[Tensor, ...]:
-        """The one query (B, H, 1, K) at a position on what the caches hold, its own key included."""
+        """Attend from the one query (B, H, 1, K) at a position to the caches, its own key included."""
         keys, values, sums_k, sums_v = caches
         S, G = self.sizes.block, self.n_kv_heads
         weights = nsa.weights_of_summaries(q, sums_k / S, at, S, self.slopes)
@@ -114,7 +114,7 @@ class NSA(Attention):
         return far, best, self._near(q, keys, values, at)
 
     def _near(self, q: Tensor, keys: Tensor, values: Tensor, at: Tensor) -> Tensor:
-        """The window: of a cache that holds every position, the last few."""
+        """Return the window: the last few positions of a cache that holds all."""
         size = min(self.sizes.window, keys.shape[2])
         distance = torch.arange(size - 1, -1, -1, device=at.device)
         slots = (at - distance).clamp(min=0)

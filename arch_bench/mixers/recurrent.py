@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from arch_bench.mixers.base import Card, Mixer, State, count_flops
 
 CUDNN_MAX_LEN = 16_384
-"""Positions that cuDNN is given at once: 65,536 it refuses (CUDNN_STATUS_NOT_SUPPORTED on an H200, torch 2.11)."""
+"""Positions per cuDNN call: it refuses 65,536 (CUDNN_STATUS_NOT_SUPPORTED on an H200, torch 2.11)."""
 
 
 class Recurrent(Mixer):
-    """One layer of PyTorch's, which cuDNN or ATen runs fused over time. What is rewritten, and how, a subclass says.
+    """One recurrent layer of PyTorch, which cuDNN or ATen runs fused over time; a subclass defines its update.
 
     State: `n_states` vectors of d_model numbers, the output h first, whatever the length. Training costs
     O(T G d_model^2), one position after the other; a decoded token O(G d_model^2). The recurrent weights start
@@ -49,7 +49,7 @@ class Recurrent(Mixer):
             self.step_kernel = "reference"
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """W (G H, H), U (G H, H) and their biases (G H,), gate after gate."""
+        """Return W (G H, H), U (G H, H) and their biases (G H,), gate after gate."""
         w_ih, w_hh, b_ih, b_hh = self.layer.all_weights[0]
         return w_ih, w_hh, b_ih, b_hh
 
@@ -65,12 +65,12 @@ class Recurrent(Mixer):
         return self.prefill(x, self.init_state(x.shape[0], x.shape[1]))[0]
 
     def flops_per_token(self, seq_len: int) -> float:
-        """W x_t and U h: 4 G d_model^2."""
+        """Count W x_t and U h: 4 G d_model^2."""
         w_ih, w_hh, _, _ = self._weights()
         return count_flops(w_ih, w_hh)
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """h and what stands beside it, each (B, H), in the parameters' dtype."""
+        """Return h and the other states, each (B, H), in the parameters' dtype."""
         weight = self._weights()[0]
         return tuple(weight.new_zeros(batch_size, self.layer.hidden_size) for _ in range(self.n_states))
 
@@ -81,7 +81,7 @@ class Recurrent(Mixer):
             return scan(x.to(state[0].dtype), state)
 
     def _prefill_fused(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """In parts of CUDNN_MAX_LEN, each from the state that the one before has left."""
+        """Run in parts of CUDNN_MAX_LEN, each from the state that the previous part left."""
         past = tuple(s[None] for s in state)  # nn.LSTM takes and gives a pair, the others a tensor
         ys = []
         for part in x.split(CUDNN_MAX_LEN, dim=1):
@@ -114,11 +114,11 @@ class Recurrent(Mixer):
 
     @abstractmethod
     def _fused_cell(self, x_t: Tensor, state: State) -> State:
-        """The state after one token, by PyTorch's kernel. x_t: (B, H)."""
+        """Compute the state after one token, by PyTorch's kernel. x_t: (B, H)."""
 
     @abstractmethod
     def _reference_cell(self, x_t: Tensor, state: State) -> State:
-        """The same, written out."""
+        """Compute the same, written out."""
 
 
 class RNN(Recurrent):

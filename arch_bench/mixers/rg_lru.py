@@ -1,4 +1,4 @@
-"""Griffin's recurrent block: a gated linear recurrence whose decay the token turns on and off.
+"""Griffin's recurrent block: a gated linear recurrence whose decay depends on the token.
 
 Legend: B batch, T positions, E hidden width = expand * d_model, H blocks of the gates, K their width = E / H.
 """
@@ -16,11 +16,11 @@ from arch_bench.ops.causal_conv import causal_conv_step
 from arch_bench.ops.linear_recurrence import OBSTACLES, linear_recurrence
 
 SHARPNESS = 8.0
-"""The paper's c."""
+"""Constant c of the paper."""
 RADII = 0.9, 0.999
-"""Between them a = sigmoid(-decay) starts, uniform in a^2."""
+"""Range of the initial a = sigmoid(-decay), uniform in a^2."""
 CONV_VARIANCE = 0.01
-"""Of the convolution's initial output over that of its input."""
+"""Variance of the convolution's initial output over that of its input."""
 
 
 class RGLRU(ConvolvedMixer):
@@ -78,7 +78,7 @@ class RGLRU(ConvolvedMixer):
             nn.init.zeros_(self.conv1d.bias)
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """(window, h, position)."""
+        """Return (window, h, position)."""
         return *super().init_state(batch_size, max_len), torch.tensor(position, device=self.decay.device)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -96,7 +96,7 @@ class RGLRU(ConvolvedMixer):
         return self.out_proj(h.to(gate.dtype) * gate), (window, h, position + 1)
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Projections, convolution and gates."""
+        """Count projections, convolution and gates."""
         return self._projection_flops() + 2 * (self.W_r.numel() + self.W_i.numel())
 
     def _activate(self, u: Tensor) -> Tensor:
@@ -112,14 +112,14 @@ class RGLRU(ConvolvedMixer):
         return self.out_proj(h.to(gate.dtype) * gate), h[:, -1].detach()
 
     def _recurrence(self, u: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
-        """a_t and what comes in, (..., E) in float32 or wider. u: (..., E)."""
+        """Compute a_t and the recurrence's input, (..., E) in float32 or wider. u: (..., E)."""
         r, i = (self._gate(u, weight, bias) for weight, bias in zip((self.W_r, self.W_i), self.bias, strict=True))
         log_a = -SHARPNESS * F.softplus(self.decay) * r
         taken = torch.sqrt((-torch.expm1(2 * log_a)).clamp(min=torch.finfo(log_a.dtype).tiny))
         return log_a.exp(), torch.where(is_first, 1, taken) * i * u.to(log_a.dtype)
 
     def _gate(self, u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """One block-diagonal map and its sigmoid, (..., E)."""
+        """Apply one block-diagonal map and its sigmoid, (..., E)."""
         blocks = u.reshape(-1, *weight.shape[:2]).transpose(0, 1)
         mapped = torch.bmm(blocks, weight).transpose(0, 1).reshape(u.shape)
         return torch.sigmoid(mapped.to(torch.promote_types(mapped.dtype, torch.float32)) + bias)

@@ -31,7 +31,7 @@ SHIFT_POWERS = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
 
 
 class RWKV7(Mixer):
-    """The time mixing of figure 1 and section 4.1, without what passes values from the first layer to the others.
+    """The time mixing of figure 1 and section 4.1, without the value residual from the first layer to the others.
 
         x^j_t    = x_t + mu_j (x_{t-1} - x_t)   for j = r, w, k, v, a, g                                 (D,)
         r, k, v  = W_r x^r, W_k x^k, W_v x^v;   a = sigmoid(lora(x^a));   g = lora(x^g)                  (H, K)
@@ -69,7 +69,7 @@ class RWKV7(Mixer):
 
     @torch.no_grad()
     def _initialise(self, d_model: int) -> None:
-        """As the authors' training starts (BlinkDL/RWKV-LM, RWKV-v7/train_temp/src/model.py, generate_init_weight).
+        """Initialise as the authors do (BlinkDL/RWKV-LM, RWKV-v7/train_temp/src/model.py, generate_init_weight).
 
         But for `out`: their zeros would hide any error of the rest, so it is small and uniform instead.
         """
@@ -89,12 +89,12 @@ class RWKV7(Mixer):
         self.rho.fill_(-0.04)
 
     def flops_per_token(self, seq_len: int) -> float:
-        """The linear maps, and S^T kappa, b u^T, k v^T and S^T r: 8 H K^2."""
+        """Count the linear maps, and S^T kappa, b u^T, k v^T and S^T r: 8 H K^2."""
         weights = (module.weight for module in self.modules() if isinstance(module, nn.Linear))
         return count_flops(*weights) + 8 * self.n_heads * self.d_head**2
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """(x_{t-1}, S): (B, D) and (B, H, K, K)."""
+        """Return (x_{t-1}, S): (B, D) and (B, H, K, K)."""
         weight = self.shift
         last = weight.new_zeros(batch_size, weight.shape[-1], dtype=self.cache_dtype())
         dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -116,14 +116,14 @@ class RWKV7(Mixer):
         return self._output(o, inputs, gate), (x_t.to(before.dtype), matrix)
 
     def _parallel(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Output and the last S. x: (B, T, D)."""
+        """Return the output and the last S. x: (B, T, D)."""
         inputs, gate = self._inputs(x, F.pad(x[:, :-1], (0, 0, 1, 0)))
         heads_first = Inputs(*(each.transpose(1, 2) for each in inputs))
         o, last = generalised_delta_rule(heads_first, kernel=self.kernel)
         return self._output(o.transpose(1, 2), inputs, gate), last
 
     def _inputs(self, x: Tensor, before: Tensor) -> tuple[Inputs, Tensor]:
-        """Of the recurrence, (..., H, K) each, and the gate (..., D). x and the tokens before: (..., D)."""
+        """Return the recurrence's inputs, (..., H, K) each, and the gate (..., D). x, the tokens before: (..., D)."""
         step_back = before - x
         x_r, x_w, x_k, x_v, x_a, x_g = (x + step_back * shift for shift in self.shift)
         k, a = wide(self.k(x_k)), wide(self.a(x_a)).sigmoid()
@@ -134,7 +134,7 @@ class RWKV7(Mixer):
         return Inputs(r, written, v, kappa, -a * kappa, log_decay), self.g(x_g)
 
     def _output(self, o: Tensor, inputs: Inputs, gate: Tensor) -> Tensor:
-        """(..., H, K) -> (..., D)."""
+        """Map (..., H, K) to (..., D)."""
         normed = self.norm(wide(o).flatten(0, -3).flatten(1)).view(gate.shape)
         direct = (inputs.q * self._heads(self.rho) * inputs.k).sum(-1, keepdim=True) * inputs.v
         return self.out((normed + direct.flatten(-2)).to(gate.dtype) * gate)
@@ -144,7 +144,7 @@ class RWKV7(Mixer):
 
 
 def _lora(d_model: int, factor: float, between: nn.Module, bias: bool = True) -> nn.Sequential:
-    """Two thin matrices, the first zero, the second orthogonal; their rank is the authors', who do not decay them."""
+    """Build two thin matrices, the first zero, the second orthogonal; rank as the authors', who do not decay them."""
     rank = max(32, 32 * round(factor * d_model**0.5 / 32))
     down, up = nn.Linear(d_model, rank, bias=False), nn.Linear(rank, d_model, bias=bias)
     nn.init.zeros_(down.weight)

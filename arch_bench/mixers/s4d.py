@@ -63,16 +63,16 @@ class S4D(Mixer):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
     def _dynamics(self) -> Dynamics:
-        """Discretised in float32 or wider. (exp(dt A) - 1) / A acts on the output instead: a state is linear in it."""
+        """Discretise in float32 or wider. (exp(dt A) - 1) / A acts on the output instead: a state is linear in it."""
         parameters = (self.log_dt, self.log_A_real, self.A_imag, self.C)
         log_dt, log_A_real, A_imag, C = (p.to(torch.promote_types(p.dtype, torch.float32)) for p in parameters)
         A = torch.complex(-log_A_real.exp(), A_imag)
         log_decay = log_dt.exp().unsqueeze(-1) * A
         return Dynamics(log_decay, 2 * torch.view_as_complex(C) * (log_decay.exp() - 1) / A)
 
-    @torch.compiler.disable  # of complex numbers a compiler makes nothing
+    @torch.compiler.disable  # a compiler gains nothing on complex numbers
     def _filter(self, x: Tensor, state: State | None = None) -> Tensor:
-        """y (B, T, D), in float32 or wider; fills a state with the last h."""
+        """Compute y (B, T, D), in float32 or wider; fills a state with the last h."""
         with torch.autocast(x.device.type, enabled=False):
             u = x.to(torch.promote_types(x.dtype, torch.float32))
             dynamics = self._dynamics()
@@ -95,7 +95,7 @@ class S4D(Mixer):
         return self._mix(self._filter(x, state)), state
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """h (B, D, N, 2): real and imaginary part."""
+        """Return h (B, D, N, 2): real and imaginary part."""
         dtype = torch.promote_types(self.C.dtype, torch.float32)
         return (self.C.new_zeros(batch_size, *self.C.shape, dtype=dtype),)
 
@@ -110,16 +110,16 @@ class S4D(Mixer):
         return self._mix(y_t), state
 
     def flops_per_token(self, seq_len: int) -> float:
-        """`out`: 4 d_model^2."""
+        """Count `out`: 4 d_model^2."""
         return count_flops(self.out.weight)
 
     def elementwise_flops_per_token(self, seq_len: int) -> float:
-        """The recurrence, 12 d_model N: a complex product (6) and u (2), then a real part of one and its sum (4)."""
+        """Count the recurrence, 12 d_model N: a complex product (6) and u (2), a real part of one and its sum (4)."""
         return 12 * self.log_A_real.numel()
 
 
 def _recurrence(u: Tensor, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
-    """y (B, T, D) and the last h, one step after the other."""
+    """Compute y (B, T, D) and the last h, one step after the other."""
     decay = dynamics.log_decay.exp()
     h = torch.zeros_like(decay).expand(len(u), *decay.shape)
     ys = []
@@ -130,7 +130,7 @@ def _recurrence(u: Tensor, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
 
 
 def _impulse_response(dynamics: Dynamics, length: int) -> Tensor:
-    """Re sum_n weight exp(t log_decay), (D, T), as a matrix product per channel of C rows with T / C columns.
+    """Compute Re sum_n weight exp(t log_decay), (D, T): per channel a matrix product of C rows and T / C columns.
 
     exp((c C + j) log_decay) = exp(c C log_decay) exp(j log_decay): with C = sqrt(T) nothing is as large as (T, D, N).
     """
@@ -142,7 +142,7 @@ def _impulse_response(dynamics: Dynamics, length: int) -> Tensor:
 
 
 def _last_state(u: Tensor, dynamics: Dynamics) -> Tensor:
-    """sum_t exp((T - 1 - t) log_decay) u_t, (B, D, N) complex: over the positions of a chunk, then over chunks."""
+    """Compute sum_t exp((T - 1 - t) log_decay) u_t, (B, D, N) complex: within chunks, then over chunks."""
     n_chunk = _chunk(u.shape[1])
     padding = -u.shape[1] % n_chunk
     chunks = F.pad(u, (0, 0, padding, 0)).unflatten(1, (-1, n_chunk))  # (B, T / C, C, D), ends with the end
@@ -156,7 +156,7 @@ def _chunk(length: int) -> int:
 
 
 def _powers(dynamics: Dynamics, n: int, stride: int = 1) -> Tensor:
-    """exp(k stride log_decay) for k < n: (D, N, n) complex."""
+    """Compute exp(k stride log_decay) for k < n: (D, N, n) complex."""
     exponents = stride * torch.arange(n, device=dynamics.log_decay.device)
     return (dynamics.log_decay.unsqueeze(-1) * exponents).exp()
 

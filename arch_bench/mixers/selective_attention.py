@@ -41,7 +41,7 @@ class SelectiveAttention(Attention):
         return op.KERNELS[self.kernel](q, k, v, self.slopes)[0]
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """(keys, values, F, position)."""
+        """Return (keys, values, F, position)."""
         keys, values, at = super().init_state(batch_size, max_len, position)
         wide = torch.promote_types(self.out.weight.dtype, torch.float32)
         return keys, values, torch.zeros(batch_size, max_len, device=keys.device, dtype=wide), at

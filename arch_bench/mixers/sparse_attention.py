@@ -40,7 +40,7 @@ class SparseAttention(Attention):
         return self.pattern.n_pairs(seq_len)
 
     def _weigh(self, q: Tensor, keys: Tensor, values: Tensor, visible: Tensor, distance: Tensor) -> Tensor:
-        """One query on some keys; visible, distance: one entry for each of them."""
+        """Attend from one query to some keys; visible, distance: one entry per key."""
         bias = block_sparse.lowered(visible[None], distance[None], self.slopes)
         bias = bias if self.slopes is None else bias.to(q.dtype)
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
@@ -67,7 +67,7 @@ class Longformer(SparseAttention):
         return min(max_len, self.pattern.window + self.pattern.n_global)
 
     def _slot(self, position: Tensor, size: int) -> Tensor:
-        """Global tokens stay where they are; a ring follows."""
+        """Return the slot of a position: global tokens are fixed, a ring follows."""
         G = self.pattern.n_global
         return position.where(position < G, G + (position - G) % max(1, size - G))
 
@@ -112,7 +112,7 @@ class BigBird(SparseAttention):
         super().__init__(pattern=WindowGlobalRandom(block, window, n_global, n_random, seed, grain=block), **heads)
 
     def _look_back(self, q: Tensor, keys: Tensor, values: Tensor, position: Tensor) -> Tensor:
-        """Reads the blocks that the block of the query meets, and no others."""
+        """Read the blocks that the query's block meets, and no others."""
         size, S = keys.shape[2], self.pattern.block
         table, picks = tables(self.pattern, -(-size // S), q.device)
         met = table.index_select(0, (position // S)[None])[0]

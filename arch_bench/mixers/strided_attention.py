@@ -1,4 +1,4 @@
-"""Attention whose heads look back in two ways, or at every few positions: strided, dilated, hard ALiBi.
+"""Attention whose heads look back in two ways or at regular intervals: strided, dilated, hard ALiBi.
 
 Legend: B batch, H heads, T positions, K head width.
 """
@@ -69,22 +69,22 @@ class NearAndFar(Attention):
 
     @abstractmethod
     def _attend_near(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The near heads on a sequence. q, k, v: (B, n_near, T, K)."""
+        """Attend with the near heads over a sequence. q, k, v: (B, n_near, T, K)."""
 
     @abstractmethod
     def _attend_far(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The other heads."""
+        """Attend with the other heads."""
 
     @abstractmethod
     def _look_near(self, q: Tensor, keys: Tensor, values: Tensor, position: Tensor) -> Tensor:
-        """As `_look_back`, for the near heads."""
+        """Attend from one token with the near heads, as `_look_back`."""
 
     @abstractmethod
     def _look_far(self, q: Tensor, keys: Tensor, values: Tensor, position: Tensor) -> Tensor:
-        """The same for the others."""
+        """Attend from one token with the other heads."""
 
     def _near_far(self, *heads: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """(B, H, T, K) each -> those of the near heads, those of the far heads."""
+        """Split (B, H, T, K) tensors into those of the near heads and those of the far heads."""
         return [x[:, : self.n_near] for x in heads], [x[:, self.n_near :] for x in heads]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class NearAndFar(Attention):
         return torch.cat((self._attend_near(*near), self._attend_far(*far)), 1)
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """(near keys, near values, far keys, far values, position)."""
+        """Return (near keys, near values, far keys, far values, position)."""
         near = self._cache(batch_size, self.n_near, min(self.reach, max_len))
         far = self._cache(batch_size, self.n_heads - self.n_near, self._cache_len(max_len))
         return *near, *far, torch.tensor(position, device=far[0].device)

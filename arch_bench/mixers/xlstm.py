@@ -61,13 +61,13 @@ class SLSTM(Mixer):
             exempt._no_weight_decay = True  # type: ignore[attr-defined]
 
     def _gates(self, x: Tensor, u: Tensor) -> Tensor:
-        """(..., H, 4, K) before what h adds. x, u: (..., D)."""
+        """Compute the gates (..., H, 4, K) before the contribution of h. x, u: (..., D)."""
         i, f = self._per_head(u, self.W_if)
         z, o = self._per_head(x, self.W_zo)
         return torch.stack((i, f, z, o), -2) + self.bias
 
     def _per_head(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Two maps of each head, (..., H, K) each."""
+        """Apply two maps to each head, (..., H, K) each."""
         heads = x.reshape(-1, self.n_heads, weight.shape[1]).transpose(0, 1)
         first, second = torch.bmm(heads, weight).transpose(0, 1).unflatten(0, x.shape[:-1]).chunk(2, -1)
         return first, second
@@ -78,19 +78,19 @@ class SLSTM(Mixer):
         return self._normed(h), last
 
     def _normed(self, h: Tensor) -> Tensor:
-        """(..., H, K) -> (..., D)."""
+        """Norm (..., H, K) and merge it into (..., D)."""
         return self.norm(h).flatten(-2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._parallel(x)[0]
 
     def flops_per_token(self, seq_len: int) -> float:
-        """W and R, 16 K d_model, and the convolution."""
+        """Count W and R, 16 K d_model, and the convolution."""
         conv = () if self.conv1d is None else (self.conv1d.weight,)
         return count_flops(self.W_if, self.W_zo, self.R, *conv)
 
     def init_state(self, batch_size: int, max_len: int, position: int = 0) -> State:
-        """(window (B, C - 1, D), and h, c, n, m (B, H, K))."""
+        """Return (window (B, C - 1, D), and h, c, n, m (B, H, K))."""
         n_heads, d_head, _ = self.R.shape
         n_before = self.conv1d.kernel_size[0] - 1 if self.conv1d else 0
         window = self.R.new_zeros(batch_size, n_before, n_heads * d_head, dtype=self.cache_dtype())

@@ -62,11 +62,11 @@ class WindowGlobalRandom(NamedTuple):
     grain: int = 1
 
     def _near(self) -> int:
-        """Number of blocks before its own that the window of a block touches."""
+        """Return the number of blocks before its own that the window of a block touches."""
         return -((self.grain - self.window) // self.block)
 
     def _first(self) -> int:
-        """Number of blocks that hold the global positions."""
+        """Return the number of blocks that hold the global positions."""
         return -(-self.n_global // self.block)
 
     def picks(self, n_blocks: int) -> Tensor:
@@ -169,7 +169,7 @@ def _kept_tiles(pattern: Pattern, n: int, size: int, device: torch.device) -> tu
 
 
 def recut(table: Tensor, block: int, n_tiles: int, size: int) -> Tensor:
-    """Convert (N, W) blocks of `block` positions to (n_tiles, width) tiles of `size`: ascending, unique, then n_tiles."""
+    """Cut (N, W) blocks of `block` positions into (n_tiles, width) tiles of `size`: ascending, unique, then n_tiles."""
     own = torch.arange(n_tiles)[:, None]
     rows = own * size // block + torch.arange((size - 1) // block + 2)  # blocks of queries that may touch a tile
     is_there = (rows < len(table)) & (rows * block < (own + 1) * size)
