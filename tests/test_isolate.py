@@ -125,6 +125,8 @@ def fail(kind: str) -> object:
             return Unreadable()
         case "exit":
             sys.exit(255)
+        case "interrupt":
+            raise KeyboardInterrupt
     raise GeneratorExit("\udc80")
 
 
@@ -137,7 +139,8 @@ def fail(kind: str) -> object:
         ("a function", "lambda"),
         ("unreadable", "no"),
         ("exit", "exit code 255"),
-        ("other", "exit code 1"),
+        ("interrupt", "KeyboardInterrupt"),
+        ("other", "GeneratorExit"),
     ],
 )
 def test_any_answer_that_cannot_be_carried_is_an_exception(kind: str, words: str) -> None:
@@ -171,6 +174,25 @@ def test_a_server_that_dies_is_started_again() -> None:
     with pytest.raises(workers.Crashed):
         workers.call(kill_the_server, time_limit_s=60)
     assert workers.call(add, 1, 2, time_limit_s=60)[0] == 3
+
+
+def test_a_server_that_is_about_to_be_dead_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [ConnectionRefusedError, EOFError, ConnectionResetError]
+    started = []
+
+    class Process:
+        def start(self) -> None:
+            if failures:
+                raise failures.pop()
+            started.append(self)
+
+    monkeypatch.setattr(workers, "_PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(workers.server, "start", lambda: None)
+    workers._start(Process())
+    assert len(started) == 1
+    failures += [ConnectionRefusedError] * 4
+    with pytest.raises(ConnectionRefusedError):
+        workers._start(Process())
 
 
 def flood() -> None:

@@ -142,6 +142,26 @@ def test_a_target_is_looked_at_before_its_module_runs(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("import no_such_library", "ModuleNotFoundError(\"No module named 'no_such_library'\")"),
+        ("raise RuntimeError('first\\nsecond')", "RuntimeError("),
+        ("raise SystemExit('no luck')", "no luck"),
+    ],
+)
+def test_a_module_of_the_users_that_cannot_be_imported_says_why(
+    line: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"unlucky_{abs(hash(line))}"
+    (tmp_path / f"{name}.py").write_text(f"from tasks.recall import MQAR\n{line}\nclass Own(MQAR): ...\n")
+    said = complaint(f"task._target_={name}.Own")
+    assert said.startswith(f"task._target_={name}.Own: ")
+    assert told in said
+    assert "\n" not in said
+
+
 OWN = """\
 import tasks.recall as recall
 from arch_bench.mixers import attention

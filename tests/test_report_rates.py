@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from arch_bench.report import build, learning_rates, plots, rate_panels, summary
 from arch_bench.report.findings import findings
 from arch_bench.report.provenance import provenance
 from arch_bench.report.study import Study
-from arch_bench.results import Row
+from arch_bench.results import Kind, Row
 
 
 def tried(rate: float, loss: float | None, backbone: str = "mamba", name: str = "val_loss_nats", **more: Any) -> Row:
@@ -156,3 +157,13 @@ def test_a_regression_is_chosen_by_its_squared_error(tmp_path: Path) -> None:
 def test_a_finished_scan_has_a_line_in_the_terminal() -> None:
     assert progress.line(tried(0.001, 0.41)).endswith("val_loss_nats 0.41 after 2,000 steps, 3.2 s")
     assert "diverged: too <big>" in progress.line(tried(0.1, None))
+
+
+@pytest.mark.parametrize("kind", ["quality", "scan", "speed", "decode", "kernels"])
+@pytest.mark.parametrize("value", [None, "x", True])
+def test_a_row_of_odd_figures_has_a_line_nevertheless(kind: Kind, value: str | bool | None) -> None:
+    odd = dict.fromkeys(("token_accuracy", "steps", "train_s", "val_mse", "train_step_ms", "peak_mem_bytes"), value)
+    for metrics in ({}, odd):
+        row = replace(tried(0.1, 0.41), kind=kind, metrics=metrics)
+        assert progress.line(row).count("\n") == 0
+        assert "ok, without the figures of a" in progress.line(row) or metrics

@@ -9,9 +9,16 @@ from arch_bench.results import Row
 
 def line(row: Row) -> str:
     """Return one finished row as a line for the terminal."""
-    found = _FIGURES[row.kind](row.metrics) if row.status == "ok" else f"{row.status}: {row.reason}"
+    found = _figures(row) if row.status == "ok" else f"{row.status}: {row.reason}"
     who = f"{row.kernel:<16}" if row.kind == "kernels" else ""
     return f"    {row.kind:<8}{row.seq_len:>9,} tokens   {who}{found}"
+
+
+def _figures(row: Row) -> str:
+    try:
+        return _FIGURES[row.kind](row.metrics)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # of a file that somebody has edited
+        return f"ok, without the figures of a {row.kind} row ({type(error).__name__}: {error})"
 
 
 def _quality(m: dict[str, Any]) -> str:

@@ -143,11 +143,11 @@ def _class(path: str, node: Node, expected: Expected) -> type:
         return hydra.utils.get_class(name)
     except Unknown as error:
         raise ConfigError(f"{path}._target_={name}: {error}") from None
-    except (ImportError, ValueError, InstantiationException) as error:
+    except (ImportError, ValueError, InstantiationException, SystemExit) as error:  # a module may do so when it runs
         raise (
             error
             if isinstance(error, ConfigError)
-            else ConfigError(f"{path}._target_={name}: {str(error).splitlines()[0]}")
+            else ConfigError(f"{path}._target_={name}: {' '.join(str(error).split())[:_LONGEST]}")
         ) from None
 
 
@@ -196,6 +196,8 @@ def _check_value(path: str, value: Any, annotation: Any) -> None:
             _check_value(f"{path}.{key}", each, inner[0][-1])
 
 
+_LONGEST = 400
+"""Characters of what a module says that cannot be imported."""
 _ANY_CLASS = ConfigDict(arbitrary_types_allowed=True)
 
 

@@ -22,11 +22,11 @@ def of_result(value: Any) -> bytes:
     return packed
 
 
-def of_error(error: Exception) -> bytes:
+def of_error(error: BaseException) -> bytes:
     """Pack an exception with its traceback as a note, or only its text if it does not survive pickling.
 
     Exceptions of PyTorch's compiler hold modules; exceptions whose constructor takes several arguments cannot be
-    rebuilt.
+    rebuilt; one such as KeyboardInterrupt would end the process that receives it.
     """
     text = bounded("".join(traceback.format_exception(error)))
     try:
@@ -38,7 +38,7 @@ def of_error(error: Exception) -> bytes:
             return packed
     except Exception:  # a third-party class may raise anything when packed, unpacked or printed
         pass
-    plain = Foreign(f"{type(error).__name__}: {bounded(text_of(error))}")
+    plain = Foreign(f"{type(error).__name__}: {bounded(text_of(error).strip())}")
     plain.add_note(text)
     return pickle.dumps((False, plain))
 

@@ -28,6 +28,8 @@ SHORT_S, LONG_S = 2.0, 30.0
 """Seconds the other processes have to answer after one crashed, or raised."""
 GLANCE_S = 0.5
 """Seconds between a waiting thread's checks for an interrupt."""
+_PAUSES_S = (0.0, 0.1, 0.5, 2.0)
+"""Seconds before each retry of starting a process."""
 _PRELOAD = ["torch", "lightning.pytorch", "arch_bench.cell.run", "arch_bench.train.fit", "arch_bench.cost.speed"]
 
 
@@ -117,11 +119,18 @@ def call_together(
 
 
 def _start(process: Any) -> None:
-    try:
-        process.start()
-    except (ConnectionError, EOFError):  # the server has just died, perhaps because of another cell
-        server.start()
-        process.start()
+    """Start a process, with a new server if the old one has just died, perhaps because of another cell.
+
+    A killed server refuses connections some moments before it can be seen to be dead, so one retry is too few.
+    """
+    for pause_s in _PAUSES_S:
+        try:
+            process.start()
+            return
+        except (ConnectionError, EOFError):
+            time.sleep(pause_s)
+            server.start()
+    process.start()
 
 
 def interrupt() -> None:
@@ -222,7 +231,9 @@ def _serve(
     try:
         with leavable():
             packed = answer.of_result(function(*args))
-    except Exception as error:
+    except SystemExit:  # it was asked to end, or wants to
+        raise
+    except BaseException as error:
         packed = answer.of_error(error)
     finally:
         if setting.faults is not None:
