@@ -142,13 +142,17 @@ class Aborts(Backbone):
 """
 
 
-@pytest.mark.parametrize("params", [None, 10_000])
+@pytest.mark.parametrize(
+    ("params", "end"),
+    [(None, "os.abort()"), (10_000, "os.abort()"), (None, "raise KeyboardInterrupt"), (9, "os._exit(0)")],
+)
 def test_a_constructor_that_aborts_ends_no_plan(
-    params: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    params: int | None, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    (tmp_path / "aborting.py").write_text(ABORTING)
+    (tmp_path / "aborting.py").write_text(ABORTING.replace("os.abort()", end))
+    monkeypatch.setattr("arch_bench.sweep.plan._KNOWN", {})  # else the answers are those of the end before
     one = cell(tmp_path, isolate=True)
     match = one.match.model_copy(update={"params": params})
     dead = cell(tmp_path, backbone={"_target_": "aborting.Aborts", "d_model": 16}, match=match, isolate=True)

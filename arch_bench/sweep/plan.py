@@ -13,7 +13,7 @@ from arch_bench.config.errors import one_line
 from arch_bench.config.instantiate import build, made, takes
 from arch_bench.config.schema import Cell, ConfigError, with_kernel
 from arch_bench.results import RETRIED, Kind, Row
-from arch_bench.runtime import workers
+from arch_bench.runtime import answer, workers
 
 NO_ESTIMATE = " (no estimate: nothing like them has been run here)"
 
@@ -91,7 +91,7 @@ def _mistakes(cells: Sequence[Cell]) -> list[str]:
     if apart:
         try:
             answers = workers.call(check_all, [*apart.values()], time_limit_s=ALL_S)
-        except (workers.Crashed, workers.TimedOut):
+        except _ENDED:
             answers = [_alone(cell) for cell in apart.values()]
         _KNOWN.update(zip(apart, answers, strict=True))
     return [_KNOWN[_like(cell)] for cell in cells]
@@ -100,6 +100,8 @@ def _mistakes(cells: Sequence[Cell]) -> list[str]:
 ALL_S, ONE_S = 120.0, 20.0
 """Time limits in seconds for building all models of a plan, and for one model."""
 _KNOWN: dict[str, str] = {}
+_ENDED = (workers.Crashed, workers.TimedOut, answer.Foreign)
+"""What is raised where a constructor ended its process, or raised what is no Exception, as KeyboardInterrupt."""
 
 
 def _like(cell: Cell) -> str:
@@ -109,7 +111,7 @@ def _like(cell: Cell) -> str:
 def _alone(cell: Cell) -> str:
     try:
         return workers.call(check_all, [cell], time_limit_s=ONE_S)[0]
-    except (workers.Crashed, workers.TimedOut):
+    except _ENDED:
         return ""
 
 
