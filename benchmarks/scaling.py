@@ -28,8 +28,8 @@ from train_step import LM, LM_BATCH, LM_VOCAB, cell_for, model_and_task
 from arch_bench.backbone import TRAIN_PER_FORWARD
 from arch_bench.config.schema import Cell
 from arch_bench.results import provenance
-from arch_bench.runtime import workers
-from arch_bench.runtime.measure import PeakMemory, Stopwatch, device_name, limit_threads, pick_device
+from arch_bench.runtime import threads, workers
+from arch_bench.runtime.measure import PeakMemory, Stopwatch, device_name, pick_device
 from arch_bench.runtime.precision import pick_precision
 from arch_bench.train.distributed import joined, places
 from arch_bench.train.step import Scored, TrainStep, pick_step
@@ -55,7 +55,7 @@ class Point(NamedTuple):
 def rate(point: Point, place: Place | None) -> Record:
     """One process's share of a point: what a step takes on all devices together."""
     cell, batch_size = point.cell, point.batch_size
-    limit_threads()
+    threads.limit()
     device = pick_device(cell.device)
     with joined(place, point.strategy, device) as team:
         memory = PeakMemory(device, is_fresh=True)

@@ -24,8 +24,8 @@ from arch_bench.config.instantiate import build
 from arch_bench.config.schema import CONF, Cell, ConfigError, cell_of, compose
 from arch_bench.config.usage import options
 from arch_bench.results import provenance
-from arch_bench.runtime import workers
-from arch_bench.runtime.measure import Stopwatch, Timing, device_name, limit_threads, pick_device, time_calls
+from arch_bench.runtime import threads, workers
+from arch_bench.runtime.measure import Stopwatch, Timing, device_name, pick_device, time_calls
 from arch_bench.train.data import Blocks, cut
 from tasks.base import Task
 
@@ -98,7 +98,7 @@ def rates(task: str, lengths: Sequence[int], device: str) -> list[Record]:
 
 def rate(cell: Cell) -> Record:
     """Examples per second of the train split, by the time of a block: median, 10th and 90th percentile."""
-    limit_threads()
+    threads.limit()
     device = pick_device(cell.device)
     task: Task = build(cell, "task")
     source = task.for_split("train").source(device)
@@ -142,7 +142,7 @@ def _figure(record: Record) -> str:
 
 
 def _device(name: str) -> str:
-    limit_threads()
+    threads.limit()
     return device_name(pick_device(name))
 
 

@@ -278,4 +278,4 @@ def test_a_task_without_a_source_is_refused_in_one_line(overrides: list[str], tm
 def test_a_budget_counts_both_halves() -> None:
     found, n_params = match.matched(cell("match.params=500000", "task.vocab_size=64"))
     model = build(found, "backbone", vocab_size=64)
-    assert n_params == model.n_params() == pytest.approx(500_000, rel=match.TOLERANCE)
+    assert n_params == model.n_params() == pytest.approx(500_000, rel=found.match.tolerance)

@@ -71,7 +71,7 @@ def test_what_is_wrong_with_one_file_ends_no_sweep(tmp_path: Path, monkeypatch: 
 
 def test_it_is_heard_of_from_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(monkeypatch, errno.ENOSPC)
-    monkeypatch.setattr(run.isolate, "call", _as_from_another)
+    monkeypatch.setattr(run.workers, "call", _as_from_another)
     Machine(monkeypatch)
     (done,) = run_all(Basic(), [Job(cell(tmp_path, isolate=True, seed=seed), f"seed {seed}") for seed in (1, 2)])
     assert done.full is not None
@@ -91,8 +91,8 @@ def test_several_at_once_end_too(
 ) -> None:
     fill(monkeypatch, errno.ENOSPC)
     interrupted: list[bool] = []
-    monkeypatch.setattr(joblib.isolate, "interrupt", lambda: interrupted.append(True))
-    monkeypatch.setattr(run.isolate, "call", _as_from_another)
+    monkeypatch.setattr(joblib.workers, "interrupt", lambda: interrupted.append(True))
+    monkeypatch.setattr(run.workers, "call", _as_from_another)
     Machine(monkeypatch)
     jobs = [Job(cell(tmp_path, isolate=True, seed=seed), f"seed {seed}") for seed in range(6)]
     found = list(run_all(Joblib(pack=1, mps=False), jobs))

@@ -58,7 +58,7 @@ def test_a_mistake_or_a_bug_before_the_first_row_ends_no_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = cell(tmp_path, isolate=True)
-    monkeypatch.setattr(run.isolate, "call", lambda function, *args, **_: function(*args))
+    monkeypatch.setattr(run.workers, "call", lambda function, *args, **_: function(*args))
     monkeypatch.setattr("hydra.utils.get_class", _class_of)
     mistaken, buggy, good = done(Basic(), one.model_copy(update={"precision": "tf32"}), broken(one), one)
     assert mistaken.mistake is not None
@@ -177,7 +177,7 @@ def test_threads_of_cpu_cells_do_not_depend_on_how_many_are_left(  # noqa: PLR09
         return Done(job, [])
 
     monkeypatch.setattr("arch_bench.runtime.threads.usable_cores", lambda: 24)
-    monkeypatch.setattr(joblib.isolate, "call", lambda *_, **__: devices)
+    monkeypatch.setattr(joblib.workers, "call", lambda *_, **__: devices)
     monkeypatch.setattr(joblib, "attempt_silently", attempt)
     done(Joblib(pack=4, mps=False), *(cell(tmp_path, isolate=True, seed=i) for i in range(n_jobs)))
     assert found == {("quality", of_training), ("speed", of_timed)}
@@ -189,7 +189,7 @@ def test_joblib_refuses_what_it_cannot_do(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match="isolate=false: launcher=joblib runs every phase in a process"):
         done(Joblib(pack=2, mps="auto"), cell(tmp_path))
     gpu = joblib.Device({"CUDA_VISIBLE_DEVICES": "0"}, 2**30)
-    monkeypatch.setattr(joblib.isolate, "call", lambda *_, **__: [gpu])
+    monkeypatch.setattr(joblib.workers, "call", lambda *_, **__: [gpu])
     one = cell(tmp_path, isolate=True)
     wide = one.model_copy(update={"trainer": one.trainer.model_copy(update={"strategy": "ddp", "devices": 2})})
     with pytest.raises(ConfigError, match=r"trainer\.devices=2: launcher=joblib gives a cell one GPU"):
