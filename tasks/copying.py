@@ -115,8 +115,8 @@ class SelectiveCopying(_Copying):
 
     `n_data` symbols anywhere among noise, then `n_data` markers, at which the symbols are given back in order:
     seq_len = L + 2 * n_data with L noise tokens (L=4096, n_data=16, vocab_size=16 in the paper). Noise is one token.
-    The positions of the symbols are a uniform choice among all: what is to be kept shows in the token only, and how
-    far back it stands differs from symbol to symbol and from example to example, so that no fixed filter finds it.
+    The positions of the symbols are a uniform choice among all: only the token shows that it is to be kept, and its
+    distance differs from symbol to symbol and from example to example, so that no fixed filter finds it.
     (A generator that divides the noise evenly between the symbols asks for hardly any selection.)
 
     One example with n_data=3, vocab_size=10 and L=4, so seq_len=10 (`.` is not scored):

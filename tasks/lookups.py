@@ -22,7 +22,7 @@ class SuffixLookup(StringTask):
         token      *  $  b  a  d  c  |  a  d  c
         target     -  -  -  -  -  -  -  -  c  .
 
-    What is asked is known only when s is over: a state that cannot hold s cannot answer. (With the key in front, in
+    The question comes only after s: a state that cannot hold s cannot answer. (With the key in front, in
     `PrefixLookup`, it need hold the key only.)
 
     The place of g is uniform over all that leave room for the continuation, and g occurs once in s: where i.i.d.
@@ -33,9 +33,9 @@ class SuffixLookup(StringTask):
     Baselines (token accuracy): `chance` and `length` as in `StringTask`; `bigram`, what a model scores that looks for
     the last letter only: any letter that follows it somewhere in s, and the end where it is. The letters of the answer
     are shown as they are written, so it needs the last letter of g alone (all of g, with n_gram=1). Measured on a fixed
-    sample: 0.55 at seq_len=64 in a test, whose strings are the longest, 0.30 at 300; more in training. Two letters
-    written stand together in few other places: who matches both needs no g. Only `sequence_accuracy` tells a look-up
-    from these.
+    sample: 0.55 at seq_len=64 in a test, whose strings are the longest, 0.30 at 300; more in training. Two written
+    letters stand together in few other places: a model that matches both needs no g. Only `sequence_accuracy` separates
+    a look-up from these.
 
     Raises:
         ValueError: as `StringTask` (min_length >= n_gram + length_answer); n_gram or length_answer < 1; or n_letters <=
@@ -109,7 +109,7 @@ class SuffixLookup(StringTask):
 class PrefixLookup(SuffixLookup):
     """N-gram lookup, the key before the string [Jelassi et al. 2024, "Repeat After Me"]: `$ g | s | continuation .`.
 
-    As `SuffixLookup`, but what is asked is known before s begins. One example with s = `badc`, g = `ad`, n_gram=2 and
+    As `SuffixLookup`, but the question comes before s begins. One example with s = `badc`, g = `ad`, n_gram=2 and
     length_answer=1 in seq_len=10 (`-` is not scored):
 
         position   0  1  2  3  4  5  6  7  8  9

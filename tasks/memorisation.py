@@ -31,7 +31,7 @@ class Memorisation(Task):
     A batch deals the keys like cards: all K in random order, then all K again, and so on, cut into examples. So every
     key is uniform at every position, a batch of K questions or more asks every key, and none much more often than
     another. (MAD draws keys independently for a training set of fixed size, which leaves keys out: what can be
-    reached there is about 0.915.) Splits ask the same facts in other orders: what is tested is what was trained.
+    reached there is about 0.915.) Splits ask the same facts in other orders: a test asks the trained facts.
 
     `with_length` asks more keys of the same map.
 

@@ -44,10 +44,10 @@ class Mixture(Task):
     lengths in training and the longest in a test, as they do alone.
 
     Baselines: of each guess that all components have, the mean over scored positions. No oracle and no guess for the
-    whole, which would have to know the component: the parts have theirs.
+    whole, because these depend on the component: the parts have theirs.
 
-    Raises ValueError: no component, a weight that is not positive, a share not in (0, 1], components that differ in
-    what is scored how (regression, bytes), or a component that does not fit its length.
+    Raises ValueError: no component, a weight that is not positive, a share not in (0, 1], components that are
+    scored differently (regression, bytes), or a component that does not fit its length.
     """
 
     def __init__(self, *, seq_len: int, components: dict[str, Component]) -> None:

@@ -32,7 +32,7 @@ class Needle(Task):
     Scored: the words of the value, `length_value` positions. Tokens: 0 ... n_words-1 are the words, then `=` and `?`.
 
     `is_marked`: with `=` between key and value, which occurs nowhere else in the haystack, as the needles of the papers
-    stand out from their essays. A model then knows a fact when it meets one, and a small state can keep it at any
+    stand out from their essays. A model can then recognise a fact on sight, and a small state can keep it at any
     length; as there is no other fact, it need not read the key either. Without, nothing but the question tells which
     words were the fact, and a state has to keep them all.
 
@@ -49,8 +49,9 @@ class Needle(Task):
     any word that follows it somewhere in the haystack. The words of the value are shown as they are written, so it
     needs neither the fact nor the whole key; the first word, behind the mark, it does not know (without a mark, it
     follows the last word of the key). Measured on a fixed sample: 0.35 for 64 words at seq_len=128, 0.11 at 512; for
-    256 words without a mark 0.90 at 64, 0.64 at 256. Two words written hardly stand together anywhere else: who
-    matches both is right about nearly all but the first two. Only `sequence_accuracy` tells a fact found from these.
+    256 words without a mark 0.90 at 64, 0.64 at 256. Two words written hardly stand together anywhere else: a
+    model that matches both is right about nearly all but the first two. Only `sequence_accuracy` separates finding a
+    fact from these.
 
     Raises:
         ValueError: length_key or length_value < 1; n_words <= length_key, so that no word is left to replace one with;

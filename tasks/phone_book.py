@@ -20,7 +20,7 @@ class PhoneBook(Task):
     number is to be written digit by digit. Names are strings of `length_name` letters, all different within a book;
     numbers are strings of `length_number` digits, i.i.d. uniform; the entry asked for is uniform too. What is left of
     seq_len, less than an entry, is padded on the left. (The paper has English names, numbers of ten digits and two
-    answered questions before the one that counts, so that a model without training knows what is asked.)
+    answered questions before the one that counts, so that an untrained model can infer the question.)
 
     One example with n_letters=3, length_name=2, length_number=2 in seq_len=17 (`-` is not scored):
 
@@ -34,10 +34,10 @@ class PhoneBook(Task):
     `with_length` has more entries.
 
     Baselines (token accuracy): `chance` = 1/10; `number_set`: draws a number of the book, any that begins with the
-    digits already written. It knows the numbers, and not whose they are, and is right about nearly every digit but the
+    digits already written. It uses the numbers without their names, and is right about nearly every digit but the
     first: of E numbers the others that agree with the j digits written are binomial with p = 10^-j, which makes
-    1/10 + 9/10 (1 - (1 - p)^E) / (E p) the accuracy at digit j = 0, 1, ... Only `sequence_accuracy` tells a look-up
-    from this guess (it has 1/E there, if no two numbers are the same).
+    1/10 + 9/10 (1 - (1 - p)^E) / (E p) the accuracy at digit j = 0, 1, ... Only `sequence_accuracy` separates a
+    look-up from this guess (it has 1/E there, if no two numbers are the same).
 
     Raises:
         ValueError: n_letters, length_name or length_number < 1; seq_len is too short for two entries and a question;

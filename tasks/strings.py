@@ -21,7 +21,7 @@ class StringTask(Task):
 
     The length of s is uniform over min_length ... `longest`, which is as long as fits into seq_len; its letters are
     i.i.d. uniform. Prompts shorter than the longest are padded on the left, so that all answers begin at the same
-    position; what is left behind an answer is padded too. Tokens: 0 ... n_letters-1 are the letters; then `$` `|` `.`
+    position; the rest after an answer is padded too. Tokens: 0 ... n_letters-1 are the letters; then `$` `|` `.`
     and the pad `*` (the vocabulary of Jelassi et al. 2024).
 
     Scored: the answer and its end token `.`, each at the position before the one where it is written. The paper packs
@@ -31,8 +31,8 @@ class StringTask(Task):
     up to its longest, a test the longest only.
 
     Baselines (token accuracy): `chance` = 1 / (n_letters + 1), any letter or the end; `length` = (n / n_letters + 1) /
-    (n + 1) for an answer of n letters (on average, where its length varies): knows where the answer ends, not what it
-    is.
+    (n + 1) for an answer of n letters (on average, where its length varies): predicts the end of the answer, not its
+    letters.
 
     Raises:
         ValueError: n_letters < 2, min_length is too small for the question, or seq_len is too short for min_length.

@@ -19,8 +19,8 @@ from arch_bench.ops import moba
 class Moba(Attention):
     """Attention to the query's own block and the `top_k` earlier ones that suit it best (Lu et al. 2025, section 2.2).
 
-    A block of S = `block` positions suits a query by q . mean of its keys, head by head; of its own block a query sees
-    what is not later. (The authors' top-k counts the own block: theirs is top_k + 1.) No parameters, and no gradient
+    A block of S = `block` positions suits a query by q . mean of its keys, head by head; in its own block a query sees
+    no later position. (The authors' top-k counts the own block: theirs is top_k + 1.) No parameters, and no gradient
     through the choice.
 
     State: every key and value, and the sum of the keys of each block in float32, (2 T + T / S) d_model numbers.

@@ -89,7 +89,7 @@ class BigBird(SparseAttention):
 
     All in blocks of S = `block` positions, as in the paper's experiments: block c sees itself, the window / S - 1
     blocks before it, the first n_global / S, and `n_random` others that come earlier, picked once and for all by
-    `seed`, the same in every head and layer; of its own block a position sees what is not later.
+    `seed`, the same in every head and layer; in its own block a position sees no later one.
     (The paper's encoder sees both ways: its window has blocks on either side, its global tokens see all others.)
 
     State: every key and value, 2 T d_model numbers, since a later block may have picked any of them. Training costs

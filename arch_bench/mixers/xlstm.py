@@ -29,7 +29,7 @@ class SLSTM(Mixer):
     8 K d_model multiply-adds, one position after the other in training as in decoding.
 
     As in the authors' code, R starts at zero, W with standard deviation sqrt(2 / (5 d_model)), and the forget biases of
-    a head fall from 5 to -7 by a power law (there steeper in early blocks: a mixer does not know its block, and takes
+    a head fall from 5 to -7 by a power law (there steeper in early blocks: a mixer has no block index, and takes
     the first one's).
 
     Raises ValueError if `n_heads` does not divide `d_model`.

@@ -18,9 +18,9 @@ from unittest.mock import patch
 MAX_THREADS = 16
 """Share of a machine that one process uses, because others compile too."""
 TIMED_MS = {"warmup": 10, "rep": 40}
-"""Of each configuration: tens of runs of a kernel that takes a millisecond, two fifths of what Triton takes."""
+"""Time per configuration: tens of runs of a kernel that takes a millisecond, two fifths of Triton's default."""
 GLANCE_MS = {"warmup": 1, "rep": 4}
-"""Of each of many configurations (fla has up to 135 of one kernel), to leave out those that are far from the best."""
+"""Brief time per configuration (fla has up to 135 of one kernel), to drop those that are far from the best."""
 N_FEW = 8
 """Number of configurations up to which all are timed at length."""
 FAR = 1.3
@@ -41,7 +41,7 @@ def parallel_tuning() -> Iterator[None]:
     Of many configurations it times at length those that are near the best at a glance.
 
     Triton looks on disk where asked to (`TRITON_CACHE_AUTOTUNING`), which fla does and mamba-ssm does not.
-    Configurations that have hooks are timed anew in every process, whoever asks.
+    Configurations that have hooks are timed anew in every process, for every library.
     """
     if find_spec("triton") is None:
         yield
