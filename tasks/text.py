@@ -36,9 +36,9 @@ class Text(Task):
 
     `tokenizer`: `bytes` (256 tokens); `characters` (the code points of the train split, and one token for any other,
     which a model need not tell apart); `bpe` (byte-level byte pairs, `bpe_vocab_size` of them, learned from the train
-    split, Radford et al. 2019). The last two refuse text that is not UTF-8. bytes_per_token counts the bytes that a model
-    has to predict, none of what it need not tell apart, so that bits per byte compare between tokenizers. It is that
-    of the test split; of the validation split after `for_split`.
+    split, Radford et al. 2019). The last two refuse other encodings than UTF-8. bytes_per_token counts
+    the bytes that a model has to predict, without characters that share a token, so that bits per byte compare
+    between tokenizers. It is that of the test split; of the validation split after `for_split`.
 
     Baselines (bits per byte, on the test split): `uniform` = log2(vocab_size) / bytes_per_token, 8 for bytes; `unigram`
     = the cross-entropy of how often each token occurs in the train split (one is added to every count, so that a new
