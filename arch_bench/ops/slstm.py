@@ -143,7 +143,7 @@ def _advance(gates: list[Tensor], m_before: Tensor, cn_before: Tensor, out: tupl
 
 
 def _factors(gates: Tensor, m: Tensor, cn: Tensor) -> tuple[Tensor, ...]:
-    """Compute for all steps f' and the derivatives of c and n by h's gradient, i, f, z by c's, i, f by n's, o by h's."""
+    """Return all steps' f' and the derivatives of c and n by h's gradient, i, f, z by c's, i, f by n's, o by h's."""
     i, f, z, o = gates.unbind(-2)
     c, n = cn[1:].unbind(1)
     write, keep = torch.exp(i - m[1:]), torch.exp(F.logsigmoid(f) + m[:-1] - m[1:])
