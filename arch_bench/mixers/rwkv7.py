@@ -25,7 +25,7 @@ from arch_bench.ops.generalised_delta_rule import (
 NORM_EPS = 1e-5  # times the width of a head
 SLOWEST_LOG_DECAY = -math.exp(-0.5)  # the decay is at least exp(-0.61) (eq. 12)
 DEPTH = (
-    0.5  # of the layer, 0 first, 1 last: the authors' initialisation depends on it, and a mixer has no layer index
+    0.5  # of the layer, 0 first, 1 last: the authors' initialisation depends on it, and a mixer does not have its index
 )
 SHIFT_POWERS = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
 

@@ -162,5 +162,5 @@ def _powers(dynamics: Dynamics, n: int, stride: int = 1) -> Tensor:
 
 
 def _real_parts(z: Tensor, *, conjugate: bool) -> Tensor:
-    """(D, 2 N, n): a product of one of these with a conjugate one over 2 N is the real part of the complex product."""
+    """Return (D, 2 N, n): a product with a conjugate one over 2 N is the real part of the complex product."""
     return torch.cat((z.real, -z.imag if conjugate else z.imag), 1)

@@ -155,8 +155,8 @@ MISCOMPILED = (
     "Triton 3.4 to 3.7.0 miscompiles fla's backward pass with one decay of each head on Hopper; use kernel=chunked, or "
     "a later Triton"
 )
-"""Assembled by its ptxas 12.8 for 4 warps, chunk_bwd_kernel_dqkwg addresses k and q by a register that nothing sets.
-fla refuses it with decays of tokens (its issue 640), and looks at those only."""
+"""Obstacle of fla: assembled by Triton's ptxas 12.8 for 4 warps, chunk_bwd_kernel_dqkwg addresses k and q by a
+register that nothing sets. fla refuses it for decays of tokens only (its issue 640)."""
 
 
 def is_miscompiled(device: torch.device) -> bool:
