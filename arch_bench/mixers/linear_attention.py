@@ -134,9 +134,9 @@ class LinearAttention(LinearMixer):
 
 
 class TaylorAttention(LinearAttention):
-    """Linear attention with phi(q)^T phi(k) = 1 + s + s^2 / 2, s = q^T k / sqrt(d_feature) (Arora et al. 2024, eq. 5).
+    """Attention with phi(q)^T phi(k) = 1 + s + s^2 / 2, s = q^T k / sqrt(d_feature) (Based, Arora et al. 2024, eq. 5).
 
-    Based's Taylor series of the exponential to second order: phi(x) = (1, x_i / d^(1/4), x_i x_j c_ij / sqrt(d)), each product
+    The exponential's Taylor series to second order: phi(x) = (1, x_i / d^(1/4), x_i x_j c_ij / sqrt(d)), each product
     of two features once, with c_ii = 1/sqrt(2) and c_ij = 1, so that K = 1 + d + d (d + 1) / 2, 153 of d_feature = 16.
 
     State: H K (V + 1) numbers in float32. A token costs 2 d_model (d_model + H d_feature) multiply-adds in projections
