@@ -142,6 +142,20 @@ def test_a_target_is_looked_at_before_its_module_runs(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(("raised", "told"), [("", "ValueError"), ("'m' * 5_000_000", "mmm"), ("'a\\n\\nb'", "a b")])
+def test_a_constructor_of_the_users_says_something_in_one_bounded_line(
+    raised: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"refusing_{abs(hash(raised))}"
+    body = f"class Own(MQAR):\n    def check(self):\n        raise ValueError({raised})\n"
+    (tmp_path / f"{name}.py").write_text(f"from tasks.recall import MQAR\n{body}")
+    said = complaint(f"task._target_={name}.Own")
+    assert said.startswith(f"task=mqar: {told}")
+    assert "\n" not in said
+    assert len(said) < 2_000
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [

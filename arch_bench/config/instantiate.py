@@ -40,8 +40,9 @@ def made(group: str, node: Node, name: str, try_out: Callable[[Any], None] | Non
         if try_out is not None:
             try_out(built)
     except ValueError as error:
-        told = _placed(str(error), group, node)
-        if not name and told == str(error):
+        said = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
+        told = _placed(said, group, node)
+        if not name and told == said:
             told = f"{group}.{told}"
         raise ConfigError(f"{group}={name}: {told}" if name else told) from None
     return built
@@ -196,8 +197,8 @@ def _check_value(path: str, value: Any, annotation: Any) -> None:
             _check_value(f"{path}.{key}", each, inner[0][-1])
 
 
-_LONGEST = 400
-"""Characters of what a module says that cannot be imported."""
+_LONGEST = 1_000
+"""Number of characters kept of what a constructor, or a module that cannot be imported, says."""
 _ANY_CLASS = ConfigDict(arbitrary_types_allowed=True)
 
 
