@@ -140,7 +140,7 @@ def test_there_are_experiments() -> None:
     assert "quickstart" in EXPERIMENTS
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", [pytest.param(e, marks=[pytest.mark.slow] * (e in MANY)) for e in EXPERIMENTS])
 def test_cells_of_the_grid_are_allowed(experiment: str) -> None:
     cells = sample(experiment)
     assert len(cells) > 1

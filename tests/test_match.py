@@ -50,6 +50,7 @@ def test_heads_that_divide_few_widths_are_respected() -> None:
     assert found.d_model % 12 == 0
 
 
+@pytest.mark.slow
 def test_widths_that_are_taken_may_be_far_apart() -> None:
     """Multiples of 100: fifty heads, of even width."""
     fifty = ["backbone.mixer.n_heads=50", "task.vocab_size=256"]

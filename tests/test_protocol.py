@@ -283,6 +283,7 @@ def test_no_rate_is_chosen_while_one_may_still_have_a_result(
     assert capsys.readouterr().err == "lstm on mqar, seq_len 16: no rate is chosen while one has no result\n"
 
 
+@pytest.mark.slow
 def test_the_parameters_do_not_depend_on_the_order() -> None:
     names = "transformer", "local_attention", "lstm", "mamba"
     given = [cell(HERE, f"backbone={name}", "d_model=64", lr=BASE) for name in names]
@@ -323,8 +324,8 @@ def test_a_first_backbone_that_cannot_be_built_ends_nothing() -> None:
     broken = cell(HERE, lr=BASE)
     broken = broken.model_copy(update={"backbone": broken.backbone | {"positions": "polar"}})
     lstm = cell(HERE, "backbone=lstm", lr=BASE)
-    rounds = played(fair(match=True), [broken, lstm], lambda one: [] if one.match.params is None else bowl(BASE)(one))
-    assert {one.match.params for one in rounds[0].cells} == {None, n_params(lstm)}
+    rounds = played(fair(match=True), [broken, lstm], lambda one: bowl(BASE)(one) if one.backbone_name == "lstm" else [])
+    assert {one.match.params for one in rounds[0].cells} == {n_params(lstm)}, "the budget of what can be counted"
     assert [one.backbone_name for one in rounds[-1].cells] == ["lstm"]
 
 
