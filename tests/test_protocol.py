@@ -324,7 +324,11 @@ def test_a_first_backbone_that_cannot_be_built_ends_nothing() -> None:
     broken = cell(HERE, lr=BASE)
     broken = broken.model_copy(update={"backbone": broken.backbone | {"positions": "polar"}})
     lstm = cell(HERE, "backbone=lstm", lr=BASE)
-    rounds = played(fair(match=True), [broken, lstm], lambda one: bowl(BASE)(one) if one.backbone_name == "lstm" else [])
+
+    def answer(one: Cell) -> list[Row]:
+        return bowl(BASE)(one) if one.backbone_name == "lstm" else []
+
+    rounds = played(fair(match=True), [broken, lstm], answer)
     assert {one.match.params for one in rounds[0].cells} == {n_params(lstm)}, "the budget of what can be counted"
     assert [one.backbone_name for one in rounds[-1].cells] == ["lstm"]
 
